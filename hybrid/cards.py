@@ -1,0 +1,38 @@
+"""Model cards: what is known of a network, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Facts of one configured network that the code around it needs, so that no code asks for a model's name.
+
+    Attributes:
+        family: Registry name of the architecture, such as ``hat``.
+        title: Its name in print.
+        paper: Citation of the paper that defines it.
+        code_licence: Licence of the reference implementation ("unknown" is a value).
+        scale: Output pixels per input pixel along each axis.
+        channels: Image channels that the network takes and gives.
+        multiple: The network pads each side to a multiple of this many pixels (1: no padding).
+        overlap: Context in input pixels that a tile shares with each neighbour.
+        global_context: True if some layer sees the whole input, so that tiles can not be exact.
+        activation_floats: Estimated peak of live float values per input pixel during a forward pass.
+        value_range: Range of the values that the network takes and returns.
+        low_precision: Compute types, besides float32, in which its results are known to hold.
+    """
+
+    family: str
+    title: str
+    paper: str
+    code_licence: str
+    scale: int
+    channels: int
+    multiple: int
+    overlap: int
+    global_context: bool
+    activation_floats: int
+    value_range: tuple[float, float] = (0.0, 1.0)
+    low_precision: tuple[str, ...] = ("bf16",)

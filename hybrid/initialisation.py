@@ -1,0 +1,20 @@
+"""Building a network whose weights are about to be loaded, without drawing random ones first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_FILLS = {Tensor.normal_, Tensor.uniform_}
+
+
+class SkipRandomFill(TorchFunctionMode):
+    """Within this context tensors are not filled with random numbers: half of the time to load a large network.
+
+    Only for networks of which every parameter is loaded afterwards, as `hybrid.checkpoints.load_strict` makes sure.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in _FILLS else func(*args, **(kwargs or {}))

@@ -1,0 +1,251 @@
+"""The little of TIFF 6.0 and BigTIFF that libvips does not do: palettes told apart, EXIF carried, a file that grows by rows.
+
+A directory is a list of records (tag, type, count, field); the field holds the value where it fits, else its offset.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+SHORT, LONG, LONG8 = 3, 4, 16
+# Bytes of one value by type number, and the unit within it that byte order applies to (TIFF 6.0, section 2; BigTIFF).
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+
+PHOTOMETRIC, PALETTE = 262, 3
+EXIF_POINTER, GPS_POINTER, INTEROPERABILITY_POINTER = 0x8769, 0x8825, 0xA005
+PIXEL_X, PIXEL_Y = 0xA002, 0xA003
+# Description, make, model, software, date, artist, copyright, the five Windows texts: nothing about the pixels' layout.
+DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, *range(0x9C9B, 0x9CA0)}
+LARGEST_VALUE = 16 * 2**20  # bytes of one value in a directory; more is taken for damage
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of a directory, its `data` in little-endian byte order."""
+
+    kind: int
+    count: int
+    data: bytes
+
+
+Directory = dict[int, Entry]
+Record = tuple[int, int, int, bytes]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Byte order ("<" or ">") and size of a TIFF file's fields, and where its first directory starts."""
+
+    order: str
+    big: bool
+    first: int
+
+    @property
+    def count(self) -> struct.Struct:
+        return struct.Struct(self.order + ("Q" if self.big else "H"))
+
+    @property
+    def record(self) -> struct.Struct:
+        return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
+
+    @property
+    def offset(self) -> struct.Struct:
+        return struct.Struct(self.order + ("Q" if self.big else "I"))
+
+
+def is_palette_tiff(path: Path) -> bool:
+    """Whether the first picture of a TIFF file is stored through a colour map. False for a damaged directory."""
+    try:
+        with path.open("rb") as file:
+            layout = _layout(file)
+            entry = _read(file, layout, layout.first, {PHOTOMETRIC}).get(PHOTOMETRIC)
+    except (struct.error, ValueError):
+        return False
+    return entry is not None and entry.data[:2] == struct.pack("<H", PALETTE)
+
+
+def exif_from_tiff(path: Path) -> bytes | None:
+    """Descriptive tags, EXIF and GPS directories of a TIFF file as an EXIF block; None if it has none or they are damaged."""
+    try:
+        with path.open("rb") as file:
+            layout = _layout(file)
+            main = _read(file, layout, layout.first, DESCRIPTIVE | {EXIF_POINTER, GPS_POINTER})
+            parts = _follow(file, layout, main)
+    except (struct.error, ValueError):
+        return None
+    return _pack_exif(*parts) if any(parts) else None
+
+
+def attach_exif(path: Path, exif: bytes, width: int, height: int) -> None:
+    """Add an EXIF block's tags to a little-endian, one-page TIFF file by a new directory at its end.
+
+    Values move, so maker notes that count their offsets from the start of the block cannot be read on by all programs.
+
+    Raises:
+        ValueError: The block or the file is damaged.
+        OSError: The file cannot be written.
+    """
+    block = BytesIO(exif.removeprefix(b"Exif\0\0"))
+    try:
+        layout = _layout(block)
+        main = _read(block, layout, layout.first, DESCRIPTIVE | {EXIF_POINTER, GPS_POINTER})
+        main, details, places = _follow(block, layout, main)
+        for tag, value in ((PIXEL_X, width), (PIXEL_Y, height)):
+            if tag in details:
+                details[tag] = Entry(LONG, 1, struct.pack("<I", value))
+        with path.open("r+b") as file:
+            _append(file, main, details, places)
+    except struct.error as error:
+        raise ValueError("The EXIF block is damaged.") from error
+
+
+def scratch_header(width: int, height: int, samples: int, dtype: np.dtype) -> bytes:
+    """Start of an uncompressed BigTIFF file; the rows, little-endian and top to bottom, are simply appended to it.
+
+    libvips reads such a file strip by strip, while it maps a headerless file into memory as a whole.
+    """
+    row = width * samples * dtype.itemsize
+    rows_per_strip = min(height, max(1, 2**16 // row))
+    colours = 3 if samples >= 3 else 1
+    tops = np.arange(0, height, rows_per_strip, dtype=np.uint64)
+    strip_offsets = row * tops
+    tags: dict[int, tuple[int, list[int] | np.ndarray]] = {
+        256: (LONG, [width]),
+        257: (LONG, [height]),
+        258: (SHORT, [8 * dtype.itemsize] * samples),
+        259: (SHORT, [1]),  # no compression
+        PHOTOMETRIC: (SHORT, [2 if colours == 3 else 1]),
+        273: (LONG8, strip_offsets),
+        277: (SHORT, [samples]),
+        278: (LONG, [rows_per_strip]),
+        279: (LONG8, row * np.minimum(rows_per_strip, height - tops)),
+        338: (SHORT, [2] * (samples - colours)),  # alpha, not premultiplied
+        339: (SHORT, [3 if dtype.kind == "f" else 1] * samples),
+    }
+    layout = Layout("<", big=True, first=16)
+
+    def header(first_row: int) -> bytes:
+        tags[273] = (LONG8, first_row + strip_offsets)
+        directory = {
+            tag: Entry(kind, len(values), np.asarray(values, f"<u{SIZES[kind]}").tobytes())
+            for tag, (kind, values) in tags.items()
+            if len(values)
+        }
+        return b"II" + struct.pack("<HHHQ", 43, 8, 0, 16) + _pack(layout, _records(layout, directory), 16, directory)
+
+    return header(len(header(0)))
+
+
+def _layout(file: BinaryIO) -> Layout:
+    file.seek(0)
+    start = file.read(16)
+    order = {b"II": "<", b"MM": ">"}.get(start[:2])
+    if order is None:
+        raise ValueError("This is no TIFF structure.")
+    big = struct.unpack_from(order + "H", start, 2)[0] == 43
+    (first,) = struct.unpack_from(order + ("Q" if big else "I"), start, 8 if big else 4)
+    return Layout(order, big, first)
+
+
+def _raw_records(file: BinaryIO, layout: Layout, position: int) -> list[Record]:
+    """Records (tag, type, count, field) of the directory at `position`, their fields as stored."""
+    file.seek(position)
+    (count,) = layout.count.unpack(file.read(layout.count.size))
+    if count > 2**16:
+        raise ValueError("A TIFF directory of more than 65536 entries.")
+    stored = file.read(layout.record.size * count)
+    return [layout.record.unpack_from(stored, layout.record.size * index) for index in range(count)]
+
+
+def _read(file: BinaryIO, layout: Layout, position: int, wanted: set[int] | None = None) -> Directory:
+    """Values of the directory at `position`: those with `wanted` tags, or all."""
+    directory = {}
+    for tag, kind, count, field in _raw_records(file, layout, position):
+        if kind not in SIZES or (wanted is not None and tag not in wanted):
+            continue
+        size = SIZES[kind] * count
+        if size > LARGEST_VALUE:
+            raise ValueError(f"TIFF tag {tag} claims {size} bytes.")
+        if size <= len(field):
+            data = field[:size]
+        else:
+            file.seek(layout.offset.unpack(field)[0])
+            data = file.read(size)
+            if len(data) < size:
+                raise ValueError(f"TIFF tag {tag} is cut short.")
+        if layout.order == ">" and kind in UNITS:
+            data = np.frombuffer(data, f">u{UNITS[kind]}").astype(f"<u{UNITS[kind]}").tobytes()
+        directory[tag] = Entry(kind, count, data)
+    return directory
+
+
+def _follow(file: BinaryIO, layout: Layout, main: Directory) -> tuple[Directory, Directory, Directory]:
+    """Descriptive, EXIF and GPS directories, the latter two read through their pointers in `main`."""
+    pointed = []
+    for pointer in (EXIF_POINTER, GPS_POINTER):
+        entry = main.pop(pointer, None)
+        pointed.append(_read(file, layout, int.from_bytes(entry.data, "little")) if entry else {})
+    pointed[0].pop(INTEROPERABILITY_POINTER, None)
+    return main, pointed[0], pointed[1]
+
+
+def _records(layout: Layout, directory: Directory) -> list[Record]:
+    """Records for `directory`, with empty fields where `_pack` sets an offset."""
+    width = layout.offset.size
+    return [(tag, entry.kind, entry.count, entry.data.ljust(width, b"\0")[:width]) for tag, entry in directory.items()]
+
+
+def _pack(layout: Layout, records: list[Record], start: int, values: Directory) -> bytes:
+    """Bytes of a directory that will lie at `start`, followed by those of its `values` that do not fit into their fields."""
+    position = start + layout.count.size + layout.record.size * len(records) + layout.offset.size
+    packed, tail = [layout.count.pack(len(records))], b""
+    for tag, kind, count, stored in sorted(records):
+        field, data = stored, values[tag].data if tag in values else b""
+        if len(data) > layout.offset.size:
+            field = layout.offset.pack(position + len(tail))
+            tail += data + b"\0" * (-len(data) % 8)
+        packed.append(layout.record.pack(tag, kind, count, field))
+    return b"".join(packed) + layout.offset.pack(0) + tail
+
+
+def _pack_tree(layout: Layout, records: list[Record], start: int, parts: tuple[Directory, Directory, Directory]) -> bytes:
+    """Main directory at `start` (its own `records` and those of the first part), with EXIF and GPS directories after it."""
+    main, details, places = parts
+    pointers = {pointer: part for pointer, part in ((EXIF_POINTER, details), (GPS_POINTER, places)) if part}
+
+    def pack_main(positions: dict[int, int]) -> bytes:
+        added = main | {pointer: Entry(LONG, 1, struct.pack("<I", position)) for pointer, position in positions.items()}
+        kept = [record for record in records if record[0] not in added]
+        return _pack(layout, kept + _records(layout, added), start, added)
+
+    length = len(pack_main(dict.fromkeys(pointers, 0)))
+    positions, tail = {}, b""
+    for pointer, part in pointers.items():
+        positions[pointer] = start + length + len(tail)
+        packed = _pack(layout, _records(layout, part), positions[pointer], part)
+        tail += packed + b"\0" * (-len(packed) % 8)
+    return pack_main(positions) + tail
+
+
+def _pack_exif(main: Directory, details: Directory, places: Directory) -> bytes:
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + _pack_tree(Layout("<", big=False, first=8), [], 8, (main, details, places))
+
+
+def _append(file: BinaryIO, main: Directory, details: Directory, places: Directory) -> None:
+    """Write a new first directory at the end of the file and let its header point there."""
+    layout = _layout(file)
+    records = _raw_records(file, layout, layout.first)
+    end = file.seek(0, 2)
+    start = end + -end % 8
+    if start >= 2**32 - 2**20:
+        raise ValueError("EXIF pointers reach no further than 4 GB.")
+    file.write(b"\0" * (start - end) + _pack_tree(replace(layout, first=start), records, start, (main, details, places)))
+    file.seek(8 if layout.big else 4)
+    file.write(layout.offset.pack(start))

@@ -1,0 +1,19 @@
+"""The picture networks. The registry is plain data and imports no torch; a network's file is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from restore.models.base import Family
+
+MODULES = {
+    "hat": "restore.models.hat",
+}
+"""Family name to the module that holds its `FAMILY`."""
+
+
+def family(name: str) -> Family:
+    """Import one family by its registry name."""
+    return import_module(MODULES[name]).FAMILY
