@@ -1,15 +1,26 @@
-"""The console scripts: one place that turns errors into text and exit codes."""
+"""The console scripts: one place that turns errors and signals into text and exit codes."""
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from hybrid.errors import HybridError
 
-INTERRUPTED = 130
-"""Exit code of a run that was stopped by Ctrl-C, as shells use it (128 + SIGINT)."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what `kill` and batch systems send: both end a run tidily."""
+
+
+class Stopped(BaseException):
+    """A signal came. Not a KeyboardInterrupt, of which typer makes an exit of its own that differs between its versions."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number  # as shells count: 130 for Ctrl-C
 
 
 def restore() -> NoReturn:
@@ -28,12 +39,33 @@ def medical() -> NoReturn:
 
 def _run(app: Callable[..., object]) -> NoReturn:
     try:
-        app(standalone_mode=True)
+        with _stoppable():
+            app(standalone_mode=True)
     except HybridError as error:
         _complain(f"error: {error}", error.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing half-written is left", INTERRUPTED)
+    except Stopped as stop:
+        _complain("interrupted; nothing half-written is left", stop.exit_code)
     sys.exit(0)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Within the block a signal raises `Stopped`, except one that the caller, such as nohup, has told to be ignored."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, _stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # a second one must not break off the tidying up
+    raise Stopped(number)
 
 
 def _complain(text: str, code: int) -> NoReturn:

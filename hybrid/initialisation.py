@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-_FILLS = {Tensor.normal_, Tensor.uniform_}
+# The initialisers that torch passes whole to a mode hide the fill inside them from it; the others show it.
+_FILLS = {Tensor.normal_, Tensor.uniform_, init.kaiming_uniform_, init.normal_, init.trunc_normal_, init.uniform_}
 
 
 class SkipRandomFill(TorchFunctionMode):
@@ -17,4 +19,7 @@ class SkipRandomFill(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in _FILLS else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

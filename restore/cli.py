@@ -39,7 +39,7 @@ def sr(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")] = False,
     tile: Annotated[str, typer.Option(help="auto, off, or the largest tile edge in input pixels.")] = "auto",
     memory: Annotated[str | None, typer.Option(help="Most memory the process may take, such as 2GB.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Accept pictures of up to this many pixels.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Accept pictures of up to this many pixels.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[PrecisionName, typer.Option(help="What the network computes in.")] = "auto",
     plan: Annotated[bool, typer.Option("--plan", help="Print tiles, memory and time, and write nothing.")] = False,

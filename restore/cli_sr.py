@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,21 +12,25 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hybrid.errors import HybridError, RequestError
+from hybrid.errors import HybridError, OutputError, RequestError
 from hybrid.memory import parse_size
-from restore.images import MAX_PIXELS, SaveOptions, check_output, probe
-from restore.inputs import Job, plan_jobs
+from restore.images import MAX_PIXELS, SaveOptions, probe
+from restore.inputs import Job, check_name, keep_inputs, plan_jobs, shown
 from restore.loading import build, find_weights
 from restore.models.base import RestorationNetwork
 from restore.super_resolution import (
     Outcome,
     RunSettings,
+    check_pixels,
+    check_target,
     describe_plan,
     enlarge_file,
     expected_seconds,
     plan_picture,
     seconds_per_pixel,
 )
+
+Failure = tuple[Job, HybridError]
 
 
 @dataclass(frozen=True)
@@ -65,18 +70,19 @@ class Request:
 
 
 def run(request: Request) -> None:
-    """Enlarge every picture of a request. One that fails does not stop the others.
+    """Enlarge every picture of a request, or plan it. One that fails does not stop the others.
 
     Raises:
         HybridError: The request cannot be met at all, or pictures failed: the picture's own error if there was only
             one, else a list of all.
     """
     settings = request.settings()
-    talk = Console(stderr=True, quiet=request.quiet, highlight=False, soft_wrap=True)
+    talk = _console(quiet=request.quiet)
     # Paths are checked before weights are looked for: a wrong path should not cost a download.
     inputs = plan_jobs(list(request.inputs), request.output, tag="", format=request.format)
     if len(inputs) == 1:
-        probe(inputs[0].source)
+        check_name(inputs[0])
+        check_pixels(probe(inputs[0].source), settings)
     with _progress(talk) as progress:
         network, stand_in = _load(request, progress)
     if stand_in:
@@ -84,21 +90,56 @@ def run(request: Request) -> None:
     elif network.source and network.source.notice:
         talk.print(network.source.notice, style="dim")
     jobs = plan_jobs(list(request.inputs), request.output, tag=f"_x{network.card.scale}", format=request.format)
+    keep_inputs(jobs)
     if request.plan_only:
-        return _print_plans(network, jobs, settings, request.json)
-    failures: list[tuple[Job, HybridError]] = []
+        failures = _plan_all(network, jobs, settings, talk, request.json)
+    else:
+        failures = _enlarge_all(network, jobs, settings, (stand_in,) if stand_in else (), talk, request.json)
+    _raise_failures(failures, len(jobs))
+
+
+def _enlarge_all(
+    network: RestorationNetwork, jobs: list[Job], settings: RunSettings, notes: tuple[str, ...], talk: Console, as_json: bool
+) -> list[Failure]:
+    failures = []
     with _progress(talk) as progress:
         for job in jobs:
             try:
-                _make_folder(job.target)
-                outcome = _one(network, job, settings, (stand_in,) if stand_in else (), progress)
+                check_name(job)
+                with _folder_of(job.target):
+                    outcome = _one(network, job, settings, notes, progress)
             except HybridError as error:
                 failures.append((job, error))
-                if len(jobs) > 1:
-                    talk.print(f"failed: {job.source}: {error}", style="red")
+                _tell(failures[-1], len(jobs), talk)
             else:
-                _report(outcome, talk, request.json)
-    _raise_failures(failures, len(jobs))
+                _report(outcome, notes, talk, as_json)
+    return failures
+
+
+def _plan_all(
+    network: RestorationNetwork, jobs: list[Job], settings: RunSettings, talk: Console, as_json: bool
+) -> list[Failure]:
+    """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
+    out = Console(highlight=False, soft_wrap=True, emoji=False)
+    per_pixel = seconds_per_pixel(network)
+    failures = []
+    for job in jobs:
+        try:
+            check_name(job)
+            if job.target.parent.exists():  # a run makes the folders that are missing
+                check_target(job.source, job.target, settings)
+            info = probe(job.source)
+            plan = plan_picture(network, info, settings)
+        except HybridError as error:
+            failures.append((job, error))
+            _tell(failures[-1], len(jobs), talk)
+            continue
+        if as_json:
+            facts = {"input": str(job.source), "output": str(job.target), "seconds": expected_seconds(plan, per_pixel)}
+            out.out(json.dumps(facts | {"plan": plan.to_dict()}, ensure_ascii=False))
+        else:
+            out.out(f"{job.source}: {describe_plan(plan, info, per_pixel)}")
+    return failures
 
 
 def _load(request: Request, progress: Progress) -> tuple[RestorationNetwork, str | None]:
@@ -129,54 +170,59 @@ def _one(network: RestorationNetwork, job: Job, settings: RunSettings, notes: tu
         progress.remove_task(task)
 
 
-def _make_folder(target: Path) -> None:
-    """Folders of mirrored outputs are made; the parent of a single named file must be there, like for any command."""
-    if not target.parent.exists():
+@contextmanager
+def _folder_of(target: Path) -> Iterator[None]:
+    """Make the folders of an output, of a mirrored one in particular; after a failure those that are still empty go again."""
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RequestError(
+            raise OutputError(
                 f"The folder {target.parent} cannot be made: {error.strerror}.", hint="Choose another --output."
             ) from error
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
-def _report(outcome: Outcome, talk: Console, as_json: bool) -> None:
+def _report(outcome: Outcome, notes: tuple[str, ...], talk: Console, as_json: bool) -> None:
     if as_json:
-        facts = asdict(outcome) | {"input": str(outcome.input), "output": str(outcome.output)}
-        Console(highlight=False, soft_wrap=True).out(json.dumps(facts, ensure_ascii=False))
+        facts = asdict(outcome) | {"input": str(outcome.input), "output": str(outcome.output), "notes": notes + outcome.notes}
+        Console(highlight=False, soft_wrap=True, emoji=False).out(json.dumps(facts, ensure_ascii=False))
         return
     width, height = outcome.size
-    talk.print(f"{outcome.output}  {width} x {height}, {outcome.seconds:.1f} s", highlight=False)
+    talk.print(f"{outcome.output}  {width} x {height}, {outcome.seconds:.1f} s")
     for note in outcome.notes:
         talk.print(f"  note: {note}", style="dim")
 
 
-def _print_plans(network: RestorationNetwork, jobs: list[Job], settings: RunSettings, as_json: bool) -> None:
-    """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
-    out = Console(highlight=False, soft_wrap=True)
-    per_pixel = seconds_per_pixel(network)
-    for job in jobs:
-        check_output(job.target, [job.source], overwrite=settings.overwrite, format=settings.save.format)
-        info = probe(job.source)
-        plan = plan_picture(network, info, settings)
-        if as_json:
-            facts = {"input": str(job.source), "output": str(job.target), "seconds": expected_seconds(plan, per_pixel)}
-            out.out(json.dumps(facts | {"plan": plan.to_dict()}))
-        else:
-            out.out(f"{job.source}: {describe_plan(plan, info, per_pixel)}")
+def _tell(failure: Failure, count: int, talk: Console) -> None:
+    """Say at once why one of several pictures failed, quiet or not; of a single one the command's own error tells."""
+    job, error = failure
+    if count > 1:
+        (_console(quiet=False) if talk.quiet else talk).print(f"failed: {shown(job.source)}: {error}", style="red")
 
 
-def _raise_failures(failures: list[tuple[Job, HybridError]], count: int) -> None:
+def _raise_failures(failures: list[Failure], count: int) -> None:
     if failures and count == 1:
         raise failures[0][1]
     if failures:
-        names = "; ".join(str(job.source) for job, _ in failures[:10]) + (" and more" if len(failures) > 10 else "")
+        names = "; ".join(shown(job.source) for job, _ in failures[:10]) + (" and more" if len(failures) > 10 else "")
         raise HybridError(f"{len(failures)} of {count} pictures failed: {names}.", hint="The reasons stand above.")
+
+
+def _console(*, quiet: bool) -> Console:
+    """For people, on standard error. Without markup and emoji: file names may hold [brackets] and :colons:."""
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _progress(console: Console) -> AbstractContextManager[Progress]:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

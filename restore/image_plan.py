@@ -40,7 +40,7 @@ class SaveOptions:
     format: str | None = None
     quality: int = 95
     lossless: bool = False
-    compression: int = 4
+    compression: int = 6
     description: str | None = None
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,6 @@ PNG_DEFAULT_DENSITY = 2.834  # px/mm: what libvips reports for a PNG that tells 
 
 # libvips remembers operations by file name: a file that changed between two calls would be read as it was before.
 pyvips.cache_set_max(0)
-# Its warnings come through this logger; without a handler Python would print them on stderr.
-logging.getLogger("pyvips").addHandler(logging.NullHandler())
 
 
 def probe(path: str | Path) -> PictureInfo:

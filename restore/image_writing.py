@@ -229,9 +229,9 @@ def _interpretation(plan: OutputPlan) -> str:
 def _settings(plan: OutputPlan, options: SaveOptions) -> dict[str, object]:
     """Keyword arguments of the libvips saver."""
     if plan.format == "png":
-        return {"compression": options.compression, "bitdepth": 16 if plan.dtype == "uint16" else 8, "filter": "paeth"}
+        return {"compression": options.compression, "bitdepth": 16 if plan.dtype == "uint16" else 8, "filter": "all"}
     if plan.format == "jpeg":
-        return {"Q": options.quality, "subsample_mode": "off", "optimize_coding": True}
+        return {"Q": options.quality, "subsample_mode": "off"}
     if plan.format == "tiff":
         predictor = "float" if plan.dtype == "float32" else "horizontal"
         size = plan.width * plan.height * (4 if plan.cmyk else plan.channels + plan.alpha) * np.dtype(plan.dtype).itemsize

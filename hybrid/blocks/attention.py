@@ -6,12 +6,14 @@ Grids are channels-last, (B, *spatial, C), so that they are token lists without 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.blocks.chunks import chunk_length, join
 from hybrid.blocks.windows import (
     from_windows,
     merge,
@@ -23,14 +25,16 @@ from hybrid.blocks.windows import (
     to_windows,
 )
 
-OVERLAP_CHUNK = 64
-"""Windows of overlapping attention that are copied out at a time in inference: bounds the copies of keys and values."""
+STRIP_TOKENS = 16384
+"""Query tokens of a strip of overlapping attention in inference. Neighbouring strips compute the keys and values that
+both see twice, so strips are kept wider than the chunks inside them."""
 
 
 class PositionBias(nn.Module):
     """The additive attention bias (h, N, K) read from a table of relative positions.
 
-    In inference the expanded bias is kept until the table changes; in training it is read anew, for its gradient.
+    In inference the expanded bias is kept until the table changes, in place or for another; only writes through
+    `table.data` go unseen, as autograd does not see them. In training it is read anew, for its gradient.
     """
 
     def __init__(self, index: Tensor, rows: int, num_heads: int, queries: int) -> None:
@@ -42,7 +46,7 @@ class PositionBias(nn.Module):
         nn.init.normal_(self.table, std=0.02)
 
     def forward(self, dtype: torch.dtype) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.table.is_inference():  # tensors of inference mode do not count their changes
             return self._expand(dtype)
         key = (self.table._version, self.table.data_ptr(), dtype)
         if self._kept is None or self._kept[0] != key:
@@ -85,6 +89,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, window: tuple[int, ...], num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
+        _check_heads(dim, num_heads)
         self.window, self.num_heads = window, num_heads
         rows = prod(2 * w - 1 for w in window)
         self.bias = PositionBias(relative_index(window), rows, num_heads, prod(window))
@@ -94,18 +99,19 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, shift: tuple[int, ...]) -> Tensor:
         """(B, *spatial, C) to the same shape; sides must be multiples of the window; zeros in `shift` mean no roll."""
         plan = plan_windows(x.shape[0], tuple(x.shape[1:-1]), self.window, shift, x.device)
-        qkv = self.qkv(to_windows(x, plan, prod(self.window)))
-        m, n, _ = qkv.shape
-        q, k, v = qkv.view(m, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (M, h, N, d)
-        bias = self.bias(q.dtype)
-        parts, start = [], 0
-        for count, mask in plan.groups:
-            run = slice(start, start + count)
-            logits_bias = bias if mask is None else bias + mask.to(bias.dtype)
-            parts.append(attend(q[run], k[run], v[run], logits_bias[None]))
-            start += count
-        attended = parts[0] if len(parts) == 1 else torch.cat([p.transpose(1, 2) for p in parts]).transpose(1, 2)
-        return from_windows(self.proj(attended.transpose(1, 2).reshape(m, n, -1)), plan, x.shape)
+        windows = to_windows(x, plan, prod(self.window))
+        bias = self.bias(windows.dtype)
+        step = chunk_length(len(windows), windows.shape[1])  # queries, keys and values live for a few windows at a time
+        biases = [bias if mask is None else bias + mask.to(bias.dtype) for _, mask in plan.groups]
+        groups = zip(windows.split([count for count, _ in plan.groups]), biases, strict=True)
+        chunks = ((chunk, bias[None]) for group, bias in groups for chunk in group.split(step))
+        return from_windows(join((self._attend(*chunk) for chunk in chunks), len(windows)), plan, x.shape)
+
+    def _attend(self, windows: Tensor, bias: Tensor) -> Tensor:
+        """Attention inside windows (M, N, C) that share a bias (1, h, N, N)."""
+        m, n, _ = windows.shape
+        q, k, v = self.qkv(windows).view(m, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (M, h, N, d)
+        return self.proj(attend(q, k, v, bias).transpose(1, 2).reshape(m, n, -1))
 
 
 class OverlappingCrossAttention(nn.Module):
@@ -127,6 +133,7 @@ class OverlappingCrossAttention(nn.Module):
         super().__init__()
         if any((o - w) % 2 or o < w for w, o in zip(window, overlap, strict=True)):
             raise ValueError(f"the overlapping window {overlap} must exceed the window {window} by an even number")
+        _check_heads(dim, num_heads)
         self.window, self.overlap, self.num_heads = window, overlap, num_heads
         rows = prod(w + o - 1 for w, o in zip(window, overlap, strict=True))
         self.bias = PositionBias(overlapping_index(window, overlap), rows, num_heads, prod(window))
@@ -135,29 +142,52 @@ class OverlappingCrossAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C) to the same shape; sides must be multiples of the query window."""
-        c, dims = x.shape[-1], len(self.window)
-        qkv = self.qkv(x)
-        queries = self._heads(partition(qkv[..., :c], self.window))
-        around = overlapping(qkv[..., c:], self.window, self.overlap)  # (B, *counts, 2C, *overlap), a view
-        around = around.movedim(dims + 1, -1)
-        bias = self.bias(qkv.dtype)[None]
-        row = prod(around.shape[2 : 1 + dims])  # windows in one step along the first spatial axis
-        # Without a gradient to keep them for, keys and values are copied out for a few windows of one image at a time.
-        whole = torch.is_grad_enabled()
-        step = around.shape[1] if whole else max(1, OVERLAP_CHUNK // row)
-        parts = []
-        for image, image_queries in [(around, queries)] if whole else zip(around.split(1), queries.chunk(len(x)), strict=True):
-            chunks = image_queries.split(len(image) * step * row)
-            for block, q in zip(image.split(step, dim=1), chunks, strict=True):
-                k, v = block.reshape(len(q), prod(self.overlap), 2 * c).chunk(2, dim=-1)
-                attended = attend(q, self._heads(k), self._heads(v), bias)
-                parts.append(attended.transpose(1, 2).flatten(2))
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return merge(self.proj(attended), self.window, x.shape)
+        height, edge = x.shape[1], self.window[0]
+        row_tokens = prod(x.shape[2:-1]) * edge
+        step = height if torch.is_grad_enabled() else max(1, STRIP_TOKENS // row_tokens) * edge
+        if step >= height:
+            return self._strip(x, 0, height)
+        attended = torch.empty_like(x)
+        for top in range(0, height, step):
+            bottom = min(height, top + step)
+            attended[:, top:bottom] = self._strip(x, top, bottom)
+        return attended
+
+    def _strip(self, x: Tensor, top: int, bottom: int) -> Tensor:
+        """The attention of the queries from `top` to `bottom` along the first spatial axis."""
+        c, n, k = x.shape[-1], prod(self.window), prod(self.overlap)
+        margin = (self.overlap[0] - self.window[0]) // 2
+        above, below = min(margin, top), min(margin, x.shape[1] - bottom)
+        core = x[:, top:bottom]
+        queries = partition(self._project(core, 0, c), self.window)
+        around = self._project(x[:, top - above : bottom + below], c, 3 * c)
+        around = overlapping(around, self.window, self.overlap, present=(above, below))  # (B, *counts, 2C, *overlap)
+        around = around.movedim(len(self.window) + 1, -1).flatten(0, 1)  # (B * first count, *counts, *overlap, 2C)
+        bias = self.bias(queries.dtype)[None]
+        each = len(queries) // len(around)
+        step = chunk_length(len(around), each * n)
+
+        def chunks() -> Iterator[Tensor]:
+            for block, q in zip(around.split(step), queries.split(step * each), strict=True):
+                keys, values = block.reshape(len(q), k, 2 * c).chunk(2, dim=-1)
+                attended = attend(self._heads(q), self._heads(keys), self._heads(values), bias)
+                yield self.proj(attended.transpose(1, 2).flatten(2))
+
+        return merge(join(chunks(), len(queries)), self.window, core.shape)
+
+    def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Outputs `start` to `stop` of the joint projection: queries come from fewer tokens than keys and values."""
+        bias = self.qkv.bias
+        return F.linear(x, self.qkv.weight[start:stop], None if bias is None else bias[start:stop])
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(M, N, C) to (M, h, N, d)."""
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _check_heads(dim: int, num_heads: int) -> None:
+    if dim % num_heads:
+        raise ValueError(f"{dim} channels cannot be shared by {num_heads} heads")
 
 
 class ChannelAttention(nn.Module):
@@ -178,4 +208,5 @@ class ChannelAttention(nn.Module):
         pooled = x.mean(list(range(2, x.ndim)))
         hidden = F.relu(F.linear(pooled, self.squeeze.weight.flatten(1), self.squeeze.bias))
         gate = torch.sigmoid(F.linear(hidden, self.expand.weight.flatten(1), self.expand.bias)) * scale
-        return x * gate.view(*gate.shape, *[1] * (x.ndim - 2))
+        gate = gate.view(*gate.shape, *[1] * (x.ndim - 2))
+        return x * gate if torch.is_grad_enabled() else x.mul_(gate)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.blocks.chunks import chunk_length, join
+
 
 class FeedForward(nn.Module):
     """fc2(GELU(fc1(x))) on the last axis, with the exact (erf) GELU (Vaswani et al. 2017; Hendrycks & Gimpel 2016)."""
@@ -16,7 +18,9 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        tokens = x.reshape(-1, x.shape[-1])
+        chunks = tokens.split(chunk_length(len(tokens)))
+        return join((self.fc2(F.gelu(self.fc1(chunk))) for chunk in chunks), len(tokens)).view(*x.shape[:-1], -1)
 
 
 class StochasticDepth(nn.Module):

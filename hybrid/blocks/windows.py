@@ -139,15 +139,19 @@ def merge(windows: Tensor, window: Sequence[int], shape: Sequence[int]) -> Tenso
     return windows.view(shape[0], *counts, *window, shape[-1]).permute(order).reshape(*shape)
 
 
-def overlapping(x: Tensor, window: Sequence[int], overlap: Sequence[int]) -> Tensor:
+def overlapping(
+    x: Tensor, window: Sequence[int], overlap: Sequence[int], present: tuple[int, int] = (0, 0)
+) -> Tensor:
     """A strided view (B, *counts, C, *overlap) of overlapping windows around each window of (B, *spatial, C).
 
     The window at `i` covers `i * w - p ... i * w - p + o - 1` with `p = (o - w) // 2`; outside the grid are zeros.
-    Only the padded grid is copied here.
+    Of the first spatial axis, `present` rows of the margin are in `x` already, before and after. Only the padded grid
+    is copied here.
     """
     pads: list[int] = [0, 0]  # the channels; F.pad counts axes from the last one
     for w, o in zip(reversed(window), reversed(overlap), strict=True):
         pads += [(o - w) // 2] * 2
+    pads[-2:] = [pads[-2] - present[0], pads[-1] - present[1]]
     view = F.pad(x, pads)
     for axis, (w, o) in enumerate(zip(window, overlap, strict=True)):
         view = view.unfold(1 + axis, o, w)
@@ -178,9 +182,10 @@ def overlapping_index(window: tuple[int, ...], overlap: tuple[int, ...]) -> Tens
 
 
 def _pair_index(queries: tuple[int, ...], keys: tuple[int, ...], start: Sequence[int], sign: int) -> Tensor:
-    index = torch.zeros(1, 1, dtype=torch.long)
+    cpu = torch.device("cpu")  # the result is kept for all networks, also for those that are built on another device
+    index = torch.zeros(1, 1, dtype=torch.long, device=cpu)
     for n, k, first in zip(queries, keys, start, strict=True):
-        offset = sign * (torch.arange(n)[:, None] - torch.arange(k)[None, :]) + first
+        offset = sign * (torch.arange(n, device=cpu)[:, None] - torch.arange(k, device=cpu)[None, :]) + first
         radix = n + k - 1
         index = index[:, None, :, None] * radix + offset[None, :, None, :]
         index = index.reshape(index.shape[0] * n, -1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.attention import ChannelAttention, OverlappingCrossAttention, WindowAttention
+from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.feedforward import FeedForward, StochasticDepth
 from hybrid.blocks.resampling import in_strips, sub_pixel_stages
 from hybrid.cards import ModelCard
@@ -95,9 +96,10 @@ class HybridAttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) to the same."""
         normed = self.norm1(x)
-        attended = self.drop_path(self.attention(normed, (self.shift,) * 2))
-        x = x + attended + to_tokens(self.convolution(to_image(normed), self.conv_scale))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        total = accumulate(self.drop_path(self.attention(normed, (self.shift,) * 2)), x)
+        total = accumulate(total, to_tokens(self.convolution(to_image(normed), self.conv_scale)))
+        del normed
+        return accumulate(self.drop_path(self.mlp(self.norm2(total))), total)
 
 
 class OverlappingBlock(nn.Module):
@@ -113,8 +115,8 @@ class OverlappingBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) to the same."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        total = accumulate(self.attention(self.norm1(x)), x)
+        return accumulate(self.mlp(self.norm2(total)), total)
 
 
 class ResidualGroup(nn.Module):
@@ -132,7 +134,7 @@ class ResidualGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) to the same."""
-        return x + to_tokens(self.conv(to_image(self.overlap(self.blocks(x)))))
+        return accumulate(to_tokens(self.conv(to_image(self.overlap(self.blocks(x))))), x)
 
 
 class HAT(RestorationNetwork):
@@ -146,7 +148,7 @@ class HAT(RestorationNetwork):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(channels, dim, 3, padding=1)
         self.embed_norm = nn.LayerNorm(dim) if config.patch_norm else nn.Identity()
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).split(list(config.depths))
+        rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").split(list(config.depths))
         self.groups = nn.Sequential(
             *[
                 ResidualGroup(config, depth, heads, rate.tolist())
@@ -172,7 +174,7 @@ class HAT(RestorationNetwork):
         x = ((x - self.mean) * self.config.img_range).to(memory_format=torch.channels_last)
         shallow = self.conv_first(x)
         deep = self.norm(self.groups(self.embed_norm(to_tokens(shallow))))
-        body = self.conv_after_body(to_image(deep)) + shallow
+        body = accumulate(self.conv_after_body(to_image(deep)), shallow)
         rows = max(self.config.window, TAIL_PIXELS // x.shape[-1])
         return in_strips(self._reconstruct, body, scale=self.config.scale, halo=TAIL_HALO, rows=rows)
 

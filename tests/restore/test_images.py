@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import struct
 import subprocess
@@ -24,7 +23,7 @@ from scipy.spatial import cKDTree
 
 from hybrid.errors import InputError, OutputError, RequestError
 from restore.image_metadata import add_record, upright_exif
-from restore.image_tiff import scratch_header
+from restore.image_tiff import exif_from_tiff, scratch_header
 from restore.images import (
     Picture,
     PictureMetadata,
@@ -187,7 +186,7 @@ def test_pillow_reads_what_was_written_and_we_what_pillow_wrote(suffix, tmp_path
     write_picture(path, Picture(colour))
     with Image.open(path) as judge:
         assert judge.mode == "RGB"
-        assert np.abs(np.asarray(judge).astype(int) - colour).max() <= (0 if suffix in (".png", ".tif") else 4)
+        assert np.abs(np.asarray(judge).astype(int) - colour).max() <= (0 if suffix in (".png", ".tif") else 8)
     Image.fromarray(colour).save(other, quality=95)
     with Image.open(other) as judge:
         assert np.abs(read_picture(other).colour.astype(int) - np.asarray(judge)).max() <= (
@@ -196,7 +195,7 @@ def test_pillow_reads_what_was_written_and_we_what_pillow_wrote(suffix, tmp_path
 
 
 def test_jpeg_keeps_full_colour_resolution(tmp_path) -> None:
-    write_picture(tmp_path / "x.jpg", Picture(smooth()))
+    write_picture(tmp_path / "x.jpg", Picture(smooth()), SaveOptions(quality=60))
     with Image.open(tmp_path / "x.jpg") as judge:
         assert [layer[1:3] for layer in judge.layer] == [(1, 1)] * 3
 
@@ -287,6 +286,9 @@ def test_phone_jpeg_keeps_its_metadata_in_every_format(suffix, tmp_path, srgb_pr
     Image.fromarray(smooth()).save(source, exif=phone_exif().tobytes(), icc_profile=srgb_profile, xmp=XMP, quality=95)
     picture = read_picture(source)
     assert picture.colour.shape == (80, 60, 3) and picture.metadata.dpi == (300, 300)
+    in_memory = Image.Exif()
+    in_memory.load(picture.metadata.exif)
+    assert in_memory[0x0112] == 1
     doubled = Picture(np.kron(picture.colour, np.ones((2, 2, 1), np.uint8)), metadata=picture.metadata)
     target = tmp_path / f"out{suffix}"
     assert write_picture(target, doubled) == ()
@@ -304,19 +306,25 @@ def test_phone_jpeg_keeps_its_metadata_in_every_format(suffix, tmp_path, srgb_pr
     assert again.xmp == XMP.replace(b'Orientation="6"', b'Orientation="1"')
 
 
-def test_exif_travels_from_a_big_endian_tiff(tmp_path) -> None:
-    exif = phone_exif(orientation=3)
-    Image.fromarray(smooth()).save(tmp_path / "small.tif", exif=exif)
-    ifd = Image.open(tmp_path / "small.tif").getexif()
-    ifd.endian = ">"
-    assert_phone_exif_source = read_picture(tmp_path / "small.tif").metadata.exif
-    check = Image.Exif()
-    check.load(assert_phone_exif_source)
-    assert_phone_exif(check)
-    # the same block in the other byte order, into a TIFF
-    body = phone_exif(orientation=3).tobytes()
-    assert body[6:8] == b"MM"
-    write_picture(tmp_path / "out.tif", Picture(smooth(), metadata=PictureMetadata(exif=upright_exif(body))))
+def test_exif_travels_from_tiff_to_tiff(tmp_path) -> None:
+    Image.fromarray(smooth()).save(tmp_path / "in.tif", exif=phone_exif(orientation=3).tobytes())
+    write_picture(tmp_path / "out.tif", read_picture(tmp_path / "in.tif"))
+    with Image.open(tmp_path / "out.tif") as judge:
+        assert_phone_exif(judge.getexif(), size=(80, 60))
+        np.testing.assert_array_equal(np.asarray(judge), smooth()[::-1, ::-1])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_is_read_and_attached_in_either_byte_order(order, tmp_path) -> None:
+    exif = phone_exif()
+    exif.endian = order
+    block = exif.tobytes()
+    assert block[6:8] == {"<": b"II", ">": b"MM"}[order]
+    (tmp_path / "block.tif").write_bytes(block[6:])  # an EXIF block is a TIFF structure without pixels
+    collected = Image.Exif()
+    collected.load(exif_from_tiff(tmp_path / "block.tif"))
+    assert_phone_exif(collected, size=(80, 60))
+    write_picture(tmp_path / "out.tif", Picture(smooth(), metadata=PictureMetadata(exif=upright_exif(block))))
     with Image.open(tmp_path / "out.tif") as judge:
         assert_phone_exif(judge.getexif(), size=(80, 60))
         np.testing.assert_array_equal(np.asarray(judge), smooth())
@@ -557,7 +565,6 @@ def test_libvips_stays_silent(tmp_path, rng) -> None:
         [sys.executable, "-c", code, "x.tif", "x.jpg"], cwd=tmp_path, env=child_environment(), capture_output=True, text=True
     )
     assert (result.stdout.split(), result.stderr) == (["refused"] * 2, "")
-    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("pyvips").handlers)
 
 
 def test_oversized_header_is_refused_before_memory_is_taken(tmp_path) -> None:
@@ -668,7 +675,8 @@ def test_full_disk_is_an_output_error_and_leaves_nothing(suffix, limit, tmp_path
         "import resource, sys, numpy as np\nfrom hybrid.errors import OutputError\nfrom restore.images import *\n"
         "limit = int(sys.argv[2])\nresource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
         "values = np.random.default_rng(0).integers(0, 256, (500, 800, 3), dtype=np.uint8)\n"
-        "try:\n    write_picture(sys.argv[1], Picture(values, metadata=PictureMetadata(xmp=b'x' * 60000)))\n"
+        "metadata = PictureMetadata(xmp=values.tobytes()[:30000].hex().encode())\n"
+        "try:\n    write_picture(sys.argv[1], Picture(values, metadata=metadata))\n"
         "except OutputError as error:\n    print(error)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / f"x{suffix}"), str(limit)]
