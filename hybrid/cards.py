@@ -19,8 +19,10 @@ class ModelCard:
         multiple: The network pads each side to a multiple of this many pixels (1: no padding).
         overlap: Context in input pixels that a tile shares with each neighbour.
         global_context: True if some layer sees the whole input, so that tiles can not be exact.
-        activation_floats: Estimated peak of live float values per input pixel during a forward pass.
+        activation_floats: Peak of live float32 values per input pixel during a forward pass, measured.
+        working_floats: Live float32 values that do not grow with the input, such as chunks of tokens at work.
         value_range: Range of the values that the network takes and returns.
+        luma: True for a network of one channel that takes BT.601 luma in studio swing; colours are enlarged beside it.
         low_precision: Compute types, besides float32, in which its results are known to hold.
     """
 
@@ -34,5 +36,7 @@ class ModelCard:
     overlap: int
     global_context: bool
     activation_floats: int
+    working_floats: int = 0
     value_range: tuple[float, float] = (0.0, 1.0)
+    luma: bool = False
     low_precision: tuple[str, ...] = ("bf16",)

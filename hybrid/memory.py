@@ -90,7 +90,7 @@ def peak_bytes() -> int:
 
 
 def activation_budget(limit_total: int | None, device: torch.device | str, reserve: int = 0) -> int:
-    """Bytes left for a network's activations; 0 where nothing is left.
+    """Bytes left for a network's activations; below 0, so many are missing before it even starts.
 
     Args:
         limit_total: Bound on the whole process (its peak resident memory on a CPU, its allocations on a GPU), as in
@@ -104,7 +104,7 @@ def activation_budget(limit_total: int | None, device: torch.device | str, reser
     left = available_bytes(device)
     if limit_total is not None:
         left = min(left, limit_total - _held_bytes(device))
-    return max(0, left - reserve)
+    return left - reserve
 
 
 def release_memory() -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ class TrainSettings(BaseModel):
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     log_every: int = Field(50, gt=0)
     validate_every: int = Field(500, gt=0)
     tensorboard: bool = False
@@ -107,7 +108,6 @@ def train(
             f"A batch of {settings.batch} cannot be shared by {fabric.world_size} processes.",
             hint="Give a batch that is a multiple of their number.",
         )
-    torch.manual_seed(settings.seed)
     average = deepcopy(task.network).eval().requires_grad_(False).to(fabric.device)
     optimizer = torch.optim.AdamW(
         task.network.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
@@ -115,12 +115,14 @@ def train(
     network, optimizer = fabric.setup(task.network, optimizer)
     step = _resume(folder, network, average, optimizer)
     log = _Log(folder, settings.tensorboard) if fabric.is_global_zero else None
-    started, losses = time.perf_counter(), []
+    spent = log.seconds_until(step) if log else 0.0
+    started, losses = time.perf_counter() - spent, []
     with ThreadPoolExecutor(1) as reader:  # the next batch is made while this one is learnt
         pending = reader.submit(_batch, task.sample, settings, step, fabric)
         while step < settings.steps:
             x, y = (t.to(fabric.device) for t in pending.result())
             pending = reader.submit(_batch, task.sample, settings, step + 1, fabric)
+            torch.manual_seed(_seed(settings.seed, step, fabric.global_rank))
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate_at(step)
             loss = task.loss(network(x), y)
@@ -151,6 +153,12 @@ def train(
     return average
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that writes: of several in one training, only the first."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed or torch.distributed.get_rank() == 0
+
+
 def _fabric(settings: TrainSettings, devices: int, accelerator: str) -> Any:
     try:
         from lightning_fabric import Fabric
@@ -172,6 +180,11 @@ def _batch(sample: Callable, settings: TrainSettings, step: int, fabric: Any) ->
     return x, y
 
 
+def _seed(*numbers: int) -> int:
+    """One seed from several numbers, for what a network draws itself, such as stochastic depth."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
 @torch.no_grad()
 def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in network.parameters()], 1.0 - decay)
@@ -189,7 +202,6 @@ def _save(folder: Path, network: Any, average: nn.Module, optimizer: Any, step: 
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
-        "torch_rng": torch.get_rng_state(),
     }
     last, part = folder / "last.pt", folder / "last.pt.part"
     torch.save(state, part)
@@ -204,16 +216,15 @@ def _resume(folder: Path, network: Any, average: nn.Module, optimizer: Any) -> i
     path = next((p for p in (folder / "last.pt", folder / "previous.pt") if p.exists()), None)
     if path is None:
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
     try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
         network.module.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (EOFError, KeyError, RuntimeError, ValueError, UnpicklingError) as error:
         raise WeightsError(
-            f"{path.name} in the run folder is of another network than the recipe's.", hint="Give another --output folder."
+            f"{path.name} in the run folder is no checkpoint of a training of this network.", hint="Give another --output folder."
         ) from error
-    torch.set_rng_state(state["torch_rng"])
     return int(state["step"])
 
 
@@ -228,6 +239,11 @@ class _Log:
 
             self.board = SummaryWriter(str(folder))
 
+    def seconds_until(self, step: int) -> float:
+        """Seconds of training that earlier runs took to come to a step."""
+        rows = read_log(self.path) if self.path.exists() else []
+        return max((row["seconds"] for row in rows if row["step"] <= step), default=0.0)
+
     def write(self, step: int, figures: dict[str, float]) -> None:
         rows = read_log(self.path) if self.path.exists() else []
         rows = [row for row in rows if row["step"] < step] + [{"step": step, **figures}]
@@ -238,8 +254,10 @@ class _Log:
             writer.writeheader()
             writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
         os.replace(part, self.path)
-        for name, value in figures.items() if self.board else ():
-            self.board.add_scalar(name, value, step)  # type: ignore[union-attr]
+        if self.board:
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()  # the writer works in a thread of its own, and a run may stop at any time
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

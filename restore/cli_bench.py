@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,16 +18,20 @@ def bench(
     data: Annotated[Path | None, typer.Option(help="Folder that holds the folders of the data sets.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for tables, pictures and plots.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32 as in the papers, bf16, fp16 or auto.")] = "float32",
+    precision: Annotated[
+        Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What networks compute in; the papers in float32.")
+    ] = "float32",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Score models on benchmark pictures by the papers' protocol, beside the published numbers."""
     from rich.console import Console
     from rich.progress import Progress
 
+    from hybrid.devices import choose_device
     from restore.evaluation import plan_benchmark, run_benchmark
     from restore.evaluation_report import write_report
 
+    choose_device(device)  # one that is not there is an error, and no reason to skip every row
     methods = [method for name in model for method in _methods(name, scale, device, precision)]
     plan = plan_benchmark([_spec(name) for name in sets], methods, scale=scale, data_dir=data)
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
@@ -54,13 +58,14 @@ def _methods(name: str, scale: int, device: str, precision: str) -> list[Method]
 
     if name == "bicubic":
         return [bicubic(scale), bicubic_8bit(scale)]
-    title = name if name in catalogue() else Path(name).stem
+    known = name.lower() in catalogue()
+    title = name.lower() if known else Path(name).stem
     try:
         network = load_model(name, scale=scale, device=device, precision=precision)
     except (WeightsError, ResourceError) as error:
         return [Method(title, skipped=str(error), published=title)]
     except RequestError as error:
-        if name in catalogue():  # the model is known, but not at this scale
+        if known:  # the model is known, but not at this scale
             return [Method(title, skipped=str(error), published=title)]
         raise
 

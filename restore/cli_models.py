@@ -17,14 +17,13 @@ def list_models() -> None:
     from rich.table import Table
 
     from hybrid.weights import Store
-    from restore.loading import catalogue
+    from restore.loading import catalogue, weights_state
 
     store = Store.from_environment()
     table = Table("model", "scales", "weights", "licence of weights", "what it is for")
     for entry in catalogue():
-        here = [scale for scale in entry.files if entry.shipped or store.find(entry, scale)]
-        state = "shipped" if entry.shipped else f"cached: {', '.join(f'x{s}' for s in here)}" if here else "not here"
-        table.add_row(entry.name, ", ".join(f"x{s}" for s in entry.files), state, entry.weights_licence, entry.summary)
+        scales = ", ".join(f"x{scale}" for scale in entry.files)
+        table.add_row(entry.name, scales, weights_state(entry, store), entry.weights_licence, entry.summary)
     Console(width=None if Console().is_terminal else 160).print(table)
 
 
@@ -87,14 +86,16 @@ def _check_fits(file: Path, name: str, scale: int, family: str) -> None:
 
 
 @models.command()
-def info(file: Annotated[str, typer.Argument(help="A checkpoint file, or a name from `restore models list`.")]) -> None:
+def info(
+    file: Annotated[str, typer.Argument(help="A checkpoint file, or a name from `restore models list`.")],
+    scale: Annotated[int | None, typer.Option(help="Scale, where a name has several.")] = None,
+) -> None:
     """What a checkpoint is: family, configuration, scale, parameters, wrapper, hash."""
     from hybrid.checkpoints import read_checkpoint, recognise
-    from restore.loading import catalogue, find_weights
+    from restore.loading import find_weights
     from restore.models import MODULES, family
 
-    known = file.lower() in catalogue()
-    found, _ = find_weights(file, catalogue().entry(file).file(None)[0] if known else None)
+    found, _ = find_weights(file, scale)
     checkpoint = read_checkpoint(found.path)
     kind = family(recognise(checkpoint.state, {name: family(name) for name in MODULES}))
     network = kind.build(checkpoint.state)

@@ -14,14 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hybrid.errors import HybridError, OutputError, RequestError
 from hybrid.memory import parse_size
-from restore.images import MAX_PIXELS, SaveOptions, probe
+from restore.images import MAX_PIXELS, SaveOptions, check_pixels, probe
 from restore.inputs import Job, check_name, keep_inputs, plan_jobs, shown
 from restore.loading import build, find_weights
 from restore.models.base import RestorationNetwork
 from restore.super_resolution import (
     Outcome,
     RunSettings,
-    check_pixels,
     check_target,
     describe_plan,
     enlarge_file,
@@ -82,7 +81,7 @@ def run(request: Request) -> None:
     inputs = plan_jobs(list(request.inputs), request.output, tag="", format=request.format)
     if len(inputs) == 1:
         check_name(inputs[0])
-        check_pixels(probe(inputs[0].source), settings)
+        check_pixels(probe(inputs[0].source), settings.max_pixels)
     with _progress(talk) as progress:
         network, stand_in = _load(request, progress)
     if stand_in:
@@ -116,9 +115,7 @@ def _enlarge_all(
     return failures
 
 
-def _plan_all(
-    network: RestorationNetwork, jobs: list[Job], settings: RunSettings, talk: Console, as_json: bool
-) -> list[Failure]:
+def _plan_all(network: RestorationNetwork, jobs: list[Job], settings: RunSettings, talk: Console, as_json: bool) -> list[Failure]:
     """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
     out = Console(highlight=False, soft_wrap=True, emoji=False)
     per_pixel = seconds_per_pixel(network)
@@ -129,6 +126,7 @@ def _plan_all(
             if job.target.parent.exists():  # a run makes the folders that are missing
                 check_target(job.source, job.target, settings)
             info = probe(job.source)
+            check_pixels(info, settings.max_pixels)
             plan = plan_picture(network, info, settings)
         except HybridError as error:
             failures.append((job, error))

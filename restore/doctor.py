@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hybrid.devices import describe_machine
 from hybrid.records import versions
 from hybrid.weights import Store
-from restore.loading import catalogue
+from restore.loading import catalogue, weights_state
 
 
 def report() -> str:
@@ -21,14 +22,12 @@ def report() -> str:
     lines += [f"  {name} {version}" for name, version in versions().items()]
     lines += ["", "machine", *[f"  {name}: {value}" for name, value in describe_machine().items()]]
     lines += ["", "weights", f"  cache: {_home(store.folder)} ({_rights(store.folder)})"]
-    lines += [f"  offline: {'yes' if store.offline else 'no'}; mirror: {store.mirror or 'none'}"]
-    for entry in catalogue():
-        here = [scale for scale in entry.files if entry.shipped or store.find(entry, scale)]
-        lines.append(f"  {entry.name}: {', '.join(f'x{scale}' for scale in here) or 'not here'}")
+    lines += [f"  offline: {'yes' if store.offline else 'no'}; mirror: {_host(store.mirror)}"]
+    lines += [f"  {entry.name}: {weights_state(entry, store)}" for entry in catalogue()]
     lines += [
         "",
         "writing",
-        f"  this folder: {_rights(Path.cwd())}",
+        f"  this folder: {_rights(Path())}",
         f"  temporary folder: {_rights(Path(tempfile.gettempdir()))}",
     ]
     lines += [f"  picture formats: {', '.join(n for n, op in _SAVERS.items() if pyvips.type_find('VipsOperation', op))}"]
@@ -40,7 +39,12 @@ _SAVERS = {"png": "pngsave", "jpeg": "jpegsave", "tiff": "tiffsave", "webp": "we
 
 def _home(path: Path) -> str:
     """A path without the user's name."""
-    return str(path).replace(str(Path.home()), "~", 1)
+    return str(Path("~") / path.relative_to(Path.home())) if path.is_relative_to(Path.home()) else str(path)
+
+
+def _host(address: str | None) -> str:
+    """Where a mirror is, without the password that its address may hold."""
+    return "none" if address is None else urlsplit(address).hostname or "not an address"
 
 
 def _rights(folder: Path) -> str:

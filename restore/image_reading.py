@@ -50,11 +50,7 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     path = Path(path)
     image, file_format = _open(path)
     info = _info(path, image, file_format)
-    if info.width * info.height > max_pixels:
-        raise InputError(
-            f"{path} has {info.width} x {info.height} pixels, more than the limit of {max_pixels}.",
-            hint=f"If the file is trusted and memory allows, pass --max-pixels {info.width * info.height}.",
-        )
+    check_pixels(info, max_pixels)
     metadata = _metadata(image, info)
     try:
         if info.kind == "cmyk":
@@ -71,6 +67,20 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     colour = np.ascontiguousarray(stored[..., : info.channels])
     alpha = np.ascontiguousarray(stored[..., info.channels]) if info.alpha else None
     return Picture(colour, alpha, metadata)
+
+
+def check_pixels(info: PictureInfo, max_pixels: int) -> None:
+    """Refuse a picture by its header, before memory is taken for it.
+
+    Raises:
+        InputError: It has more than `max_pixels`; the message names the flag that allows it.
+    """
+    pixels = info.width * info.height
+    if pixels > max_pixels:
+        raise InputError(
+            f"{info.path} has {info.width} x {info.height} pixels, more than the limit of {max_pixels}.",
+            hint=f"If the file is trusted and memory allows, pass --max-pixels {pixels}.",
+        )
 
 
 def _open(path: Path) -> tuple[pyvips.Image, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from restore.image_metadata import Picture, PictureInfo, PictureMetadata, read_record
 from restore.image_plan import OutputPlan, SaveOptions, check_output, plan_output
-from restore.image_reading import MAX_PIXELS, probe, read_picture
+from restore.image_reading import MAX_PIXELS, check_pixels, probe, read_picture
 from restore.image_values import fill_transparent, from_unit, to_unit
 from restore.image_writing import PictureWriter, write_picture
 
@@ -25,6 +25,7 @@ __all__ = [
     "PictureWriter",
     "SaveOptions",
     "check_output",
+    "check_pixels",
     "fill_transparent",
     "from_unit",
     "plan_output",

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid.catalogue import Catalogue
+from hybrid.catalogue import Catalogue, Entry
 from hybrid.errors import RequestError, ResourceError, WeightsError
 from hybrid.weights import Origin, Resolved, Store, fallback, fallback_notice, resolve
 
@@ -79,6 +79,21 @@ def find_weights(
         return found, fallback_notice(store, entry, other, chosen)
 
 
+def weights_state(entry: Entry, store: Store) -> str:
+    """Where the weights of a model are, in a few words such as ``shipped``, ``cached: x2, x4`` or ``not here``."""
+    if entry.shipped:
+        lost = [scale for scale in entry.files if catalogue().shipped_path(entry, scale) is None]
+        return "missing from this installation" if lost else "shipped"
+    cached, damaged = [], []
+    for scale in entry.files:
+        try:
+            cached += [f"x{scale}"] if store.find(entry, scale) else []
+        except WeightsError:
+            damaged.append(f"x{scale}")
+    parts = [f"{word}: {', '.join(scales)}" for word, scales in (("cached", cached), ("damaged", damaged)) if scales]
+    return "; ".join(parts) or "not here"
+
+
 def load_model(
     source: str | Path,
     *,
@@ -116,6 +131,7 @@ def build(
     from hybrid.initialisation import SkipRandomFill
     from restore.models import MODULES, family
 
+    tune_allocator()  # before the first tensor is made
     target = choose_device(device)
     checkpoint = read_checkpoint(found.path)
     kind = family(recognise(checkpoint.state, {name: family(name) for name in MODULES}))
@@ -123,8 +139,15 @@ def build(
         raise RequestError(
             f"{kind.name} has no option {', '.join(unknown)}.", hint=f"It takes {', '.join(kind.options) or 'none'}."
         )
-    with SkipRandomFill():
-        network = kind.build(checkpoint.state, **config)
+    try:
+        with SkipRandomFill():
+            network = kind.build(checkpoint.state, **config)
+    except (IndexError, KeyError, TypeError, ValueError) as error:  # a name, an axis or a number that does not go with the rest
+        raise WeightsError(
+            f"{found.path.name} has names of {kind.name}, but no such network has its names and shapes: "
+            f"{type(error).__name__} {error}.",
+            hint="The file is incomplete or changed; give the published file as it is.",
+        ) from error
     load_strict(network, checkpoint.state, rename=kind.keys.to_ours, derived=kind.derived)
     if scale is not None and network.card.scale != scale:
         raise RequestError(
@@ -138,5 +161,4 @@ def build(
         origin=found.origin,
         notice=found.entry.notice if found.entry else None,
     )
-    tune_allocator()
     return network.to(target).eval().requires_grad_(False)

@@ -19,10 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.errors import RequestError
+from hybrid.cards import ModelCard
+from hybrid.errors import InputError, OutputError
 from hybrid.memory import activation_budget, format_size, release_memory
-from hybrid.records import Record, sha256_file, timestamp, write_record
+from hybrid.records import Record, record_path, sha256_file, timestamp, write_record
+from hybrid.tile_plan import BYTES_PER_FLOAT
 from hybrid.tiles import TilePlan, plan_tiles, run_tiles
+from restore.colour import LUMA_ROUTE_VALUES, enlarge_by_luma
 from restore.images import (
     MAX_PIXELS,
     Picture,
@@ -30,6 +33,7 @@ from restore.images import (
     PictureWriter,
     SaveOptions,
     check_output,
+    check_pixels,
     fill_transparent,
     from_unit,
     probe,
@@ -87,6 +91,21 @@ class Outcome:
     notes: tuple[str, ...]
 
 
+def check_target(source: Path, target: Path, settings: RunSettings) -> None:
+    """Make sure that the result and its record can be written, before any work is done.
+
+    Raises:
+        OutputError: The folder is missing or not writable, or one of the files is there and may not be replaced.
+        RequestError: The target is the source, or its suffix names no format.
+    """
+    check_output(target, [source], overwrite=settings.overwrite, format=settings.save.format)
+    record = record_path(target)
+    if record.exists() and not settings.overwrite:
+        raise OutputError(
+            f"{record}, where the record would go, is there already.", hint="Pass --overwrite or choose another --output."
+        )
+
+
 def plan_picture(network: RestorationNetwork, info: PictureInfo, settings: RunSettings) -> TilePlan:
     """Plan the tiles of a picture from its header.
 
@@ -96,8 +115,9 @@ def plan_picture(network: RestorationNetwork, info: PictureInfo, settings: RunSe
     card = network.card
     planes = info.channels + info.alpha
     held = info.width * info.height * planes * np.dtype(info.dtype).itemsize
+    working = BYTES_PER_FLOAT * card.working_floats
     device = next(network.parameters()).device
-    budget = activation_budget(settings.memory, device, held + WRITER_RESERVE)
+    budget = activation_budget(settings.memory, device, held + working + WRITER_RESERVE)
     if settings.memory is None:
         budget = int(budget * SHARE_OF_MEMORY)
     return plan_tiles(
@@ -107,10 +127,16 @@ def plan_picture(network: RestorationNetwork, info: PictureInfo, settings: RunSe
         overlap=card.overlap,
         multiple=card.multiple,
         out_channels=planes,
-        # A network of one channel sees the colours of an RGB picture as a batch of three.
-        floats_per_pixel=card.activation_floats * max(1, info.channels // card.channels),
+        floats_per_pixel=_floats_per_pixel(card, info.channels),
         budget_bytes=budget if settings.tile == "auto" or settings.memory is not None else None,
     )
+
+
+def _floats_per_pixel(card: ModelCard, channels: int) -> int:
+    if card.luma and channels == 3:  # the network on one plane, then the colours
+        return card.activation_floats + LUMA_ROUTE_VALUES * card.scale**2
+    # A network of one channel sees the colours of an RGB picture as a batch of three.
+    return card.activation_floats * max(1, channels // card.channels)
 
 
 def seconds_per_pixel(network: RestorationNetwork) -> float:
@@ -171,17 +197,17 @@ def enlarge_file(
         on_progress: Called with tiles done and tiles in all.
 
     Raises:
-        InputError: The picture cannot be read.
+        InputError: The picture cannot be read, or is too large to be opened unasked.
         OutputError: The result cannot be written.
         RequestError: The target is the source, or its format cannot hold the result.
         ResourceError: It does not fit the memory.
     """
     settings = settings or RunSettings()
     started, clock = timestamp(), time.perf_counter()
-    check_output(target, [source], overwrite=settings.overwrite, format=settings.save.format)
+    check_target(source, target, settings)
     info = probe(source)
-    if info.width * info.height <= settings.max_pixels:  # reading refuses the others, and says how to allow them
-        plan = plan_picture(network, info, settings)
+    check_pixels(info, settings.max_pixels)
+    plan = plan_picture(network, info, settings)
     picture = read_picture(source, max_pixels=settings.max_pixels)
     scale = network.card.scale
     record = _record(network, source, target, plan, started, notes)
@@ -200,7 +226,11 @@ def enlarge_file(
         release_memory()  # the encoder's buffers take the place of the activations, not one beside the other
     said = (*picture.metadata.notes, *writer.notes)
     seconds = time.perf_counter() - clock
-    write_record(replace(record, seconds=round(seconds, 3), notes=(*record.notes, *said)), target)
+    try:
+        write_record(replace(record, seconds=round(seconds, 3), notes=(*record.notes, *said)), target)
+    except BaseException:
+        target.unlink(missing_ok=True)  # no result without its record
+        raise
     return Outcome(source, target, (info.width * scale, info.height * scale), seconds, plan.describe(), said)
 
 
@@ -238,14 +268,17 @@ def _float_range(colour: np.ndarray) -> tuple[float, float]:
     """The range that is mapped to [0, 1]: of a float picture that goes beyond it, its own."""
     if colour.dtype != np.float32:
         return 0.0, 1.0
-    low, high = float(min(0.0, colour.min())), float(max(1.0, colour.max()))
-    if not np.isfinite(high - low):
-        raise RequestError("The picture holds values that are not finite.", hint="Replace NaN and infinity in it.")
-    return low, high
+    low, high = float(colour.min()), float(colour.max())
+    if not np.isfinite((low, high)).all():
+        raise InputError("The picture holds values that are not finite.", hint="Replace NaN and infinity in it.")
+    return min(0.0, low), max(1.0, high)
 
 
 class _AnyPlanes:
-    """A network of three channels or one, run on gray or RGB planes and an alpha plane of its own."""
+    """A network of three channels or one, run on gray or RGB planes and an alpha plane of its own.
+
+    A network of luma gets a gray plane as it is, in full swing.
+    """
 
     def __init__(self, network: RestorationNetwork, channels: int) -> None:
         self.network, self.channels = network, channels
@@ -261,6 +294,8 @@ class _AnyPlanes:
             return self.network(x)
         if takes == 3:
             return self.network(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+        if self.network.card.luma:
+            return enlarge_by_luma(self.network, x, self.network.card.scale)
         return self.network(x.transpose(0, 1)).transpose(0, 1)
 
     def _alpha(self, x: Tensor) -> Tensor:

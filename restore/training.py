@@ -193,7 +193,7 @@ def run(
     torch.manual_seed(recipe.training.seed)
     try:
         network = family(recipe.network.family).create(scale=recipe.scale, **recipe.network.options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise RequestError(f"The network options do not fit: {error}.", hint="Correct `network.options`.") from error
     training = [f for f in files if f not in held_out]
     task = Task(

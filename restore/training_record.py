@@ -8,7 +8,7 @@ from typing import Any
 
 from hybrid.checkpoints import write_checkpoint
 from hybrid.records import replacing, sha256_file, versions
-from hybrid.training import read_log
+from hybrid.training import is_first_process, read_log
 from restore.models import family
 from restore.models.base import RestorationNetwork
 
@@ -23,8 +23,10 @@ def write_result(network: RestorationNetwork, facts: dict[str, Any], folder: Pat
         name: Stem of the files.
 
     Returns:
-        The files.
+        The files; none from the other processes of a training on several, which write nothing.
     """
+    if not is_first_process():
+        return ()
     keys = family(network.card.family).keys
     weights, record, log, curve = (folder / f"{name}{suffix}" for suffix in (".safetensors", ".json", ".csv", ".png"))
     state = {keys.to_published(key): value.cpu() for key, value in network.state_dict().items()}

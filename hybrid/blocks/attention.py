@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hybrid.blocks.chunks import chunk_length, join
 from hybrid.blocks.windows import (
+    WindowPlan,
     from_windows,
     merge,
     overlapping,
@@ -30,46 +31,58 @@ STRIP_TOKENS = 16384
 both see twice, so strips are kept wider than the chunks inside them."""
 
 
-class PositionBias(nn.Module):
-    """The additive attention bias (h, N, K) read from a table of relative positions.
+class KeptBias(nn.Module):
+    """An additive attention bias (h, N, K) that a subclass computes from its parameters in `_expand`.
 
-    In inference the expanded bias is kept until the table changes, in place or for another; only writes through
-    `table.data` go unseen, as autograd does not see them. In training it is read anew, for its gradient.
+    In inference it is kept until a parameter changes, in place or for another; only writes through `parameter.data` go
+    unseen, as autograd does not see them. In training it is computed anew, for its gradient.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: tuple[tuple, Tensor] | None = None
+
+    def forward(self, dtype: torch.dtype) -> Tensor:
+        parameters = list(self.parameters())
+        # Tensors of inference mode do not count their changes.
+        if torch.is_grad_enabled() or any(p.is_inference() for p in parameters):
+            return self._expand(dtype)
+        key = (dtype, *((p._version, p.data_ptr()) for p in parameters))
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, self._expand(dtype))
+        return self._kept[1]
+
+    def _expand(self, dtype: torch.dtype) -> Tensor:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None}  # a copy makes its own
+
+
+class PositionBias(KeptBias):
+    """The bias read from a table of relative positions, a row each (Swin Transformer, section 3.2)."""
 
     def __init__(self, index: Tensor, rows: int, num_heads: int, queries: int) -> None:
         super().__init__()
         self.register_buffer("index", index, persistent=False)
         self.table = nn.Parameter(torch.zeros(rows, num_heads))
         self.queries = queries
-        self._kept: tuple[tuple, Tensor] | None = None
         nn.init.normal_(self.table, std=0.02)
-
-    def forward(self, dtype: torch.dtype) -> Tensor:
-        if torch.is_grad_enabled() or self.table.is_inference():  # tensors of inference mode do not count their changes
-            return self._expand(dtype)
-        key = (self.table._version, self.table.data_ptr(), dtype)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self._expand(dtype))
-        return self._kept[1]
 
     def _expand(self, dtype: torch.dtype) -> Tensor:
         assert isinstance(self.index, Tensor)
         bias = self.table.t().to(dtype).index_select(1, self.index)
         return bias.view(bias.shape[0], self.queries, -1)
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": None}  # a copy makes its own
 
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v for (M, h, N, d) queries and (M, h, K, d) keys; bias (1, h, N, K).
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v for (M, h, N, d) queries and (M, h, K, d) keys; bias (1, h, N, K) or none.
 
     Fused where no gradient is asked for. A bias that learns keeps torch from its fused kernels, and its unfused form
     checks for rows that are masked out whole, which takes as long as the attention itself: there the plain formula is
     twice as fast (measured on a CPU, windows of 8 x 8).
     """
-    if torch.is_grad_enabled() and bias.requires_grad:
+    if torch.is_grad_enabled() and bias is not None and bias.requires_grad:
         return torch.matmul(torch.softmax(torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)) + bias, -1), v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
@@ -98,16 +111,23 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, shift: tuple[int, ...]) -> Tensor:
         """(B, *spatial, C) to the same shape; sides must be multiples of the window; zeros in `shift` mean no roll."""
-        plan = plan_windows(x.shape[0], tuple(x.shape[1:-1]), self.window, shift, x.device)
+        plan = self.plan(x, shift)
         windows = to_windows(x, plan, prod(self.window))
-        bias = self.bias(windows.dtype)
         step = chunk_length(len(windows), windows.shape[1])  # queries, keys and values live for a few windows at a time
-        biases = [bias if mask is None else bias + mask.to(bias.dtype) for _, mask in plan.groups]
-        groups = zip(windows.split([count for count, _ in plan.groups]), biases, strict=True)
-        chunks = ((chunk, bias[None]) for group, bias in groups for chunk in group.split(step))
-        return from_windows(join((self._attend(*chunk) for chunk in chunks), len(windows)), plan, x.shape)
+        groups = zip(windows.split([count for count, _ in plan.groups]), self.biases(plan, windows.dtype), strict=True)
+        chunks = ((chunk, bias) for group, bias in groups for chunk in group.split(step))
+        return from_windows(join((self.attend_windows(*chunk) for chunk in chunks), len(windows)), plan, x.shape)
 
-    def _attend(self, windows: Tensor, bias: Tensor) -> Tensor:
+    def plan(self, x: Tensor, shift: tuple[int, ...]) -> WindowPlan:
+        """How the grid (B, *spatial, C) is cut into windows."""
+        return plan_windows(x.shape[0], tuple(x.shape[1:-1]), self.window, shift, x.device)
+
+    def biases(self, plan: WindowPlan, dtype: torch.dtype) -> list[Tensor]:
+        """For each group of the plan's windows the sum of position bias and mask, (1, h, N, N)."""
+        bias = self.bias(dtype)
+        return [(bias if mask is None else bias + mask.to(bias.dtype))[None] for _, mask in plan.groups]
+
+    def attend_windows(self, windows: Tensor, bias: Tensor) -> Tensor:
         """Attention inside windows (M, N, C) that share a bias (1, h, N, N)."""
         m, n, _ = windows.shape
         q, k, v = self.qkv(windows).view(m, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (M, h, N, d)

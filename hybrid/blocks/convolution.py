@@ -10,13 +10,14 @@ the graph: weights are thousands of times smaller than maps, gradients stay exac
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STRIP_PIXELS = 2**15
+STRIP_PIXELS = 2**14
 """Pixels of a strip in inference: its maps stay near the processor's caches, and hidden maps are no peak of memory."""
 
 
@@ -25,12 +26,12 @@ class PointwiseConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, spatial_dims: int = 2) -> None:
         super().__init__()
-        template = _CONVOLUTION[spatial_dims](inputs, outputs, 1)
-        self.weight, self.bias = template.weight, template.bias
+        self.weight, self.bias = _parameters(outputs, inputs, [1] * spatial_dims)
 
     def forward(self, x: Tensor, *, scale: Tensor | None = None, skip: bool = False) -> Tensor:
         """(B, *spatial, in) to (B, *spatial, out), times `scale` (out,); with `skip`, plus the input."""
-        weight, bias = self.weight.flatten(1), self.bias
+        weight: Tensor = self.weight.flatten(1)
+        bias: Tensor = self.bias
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale
         if skip:
@@ -45,8 +46,7 @@ class DepthwiseConvolution(nn.Module):
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"a kernel that keeps the size is odd, not {kernel}")
-        template = _CONVOLUTION[spatial_dims](channels, channels, kernel, groups=channels)
-        self.weight, self.bias = template.weight, template.bias
+        self.weight, self.bias = _parameters(channels, 1, [kernel] * spatial_dims)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """The one kernel (C, 1, k, ...) and bias (C,) that this step amounts to."""
@@ -86,7 +86,7 @@ class EdgeConvolution(DepthwiseConvolution):
         self.edges = nn.ModuleDict({name: EdgeFilter(mask, channels) for name, mask in edge_masks(spatial_dims).items()})
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        weight, bias = self.weight, self.bias
+        weight, bias = super().folded()
         for edge in self.edges.values():
             assert isinstance(edge, EdgeFilter)
             weight, bias = weight + edge.kernel(), bias + edge.bias
@@ -184,11 +184,10 @@ def edge_masks(spatial_dims: int) -> dict[str, Tensor]:
 
     def separable(along: Tensor, across: Tensor, axis: int) -> Tensor:
         factors = [along if i == axis else across for i in range(spatial_dims)]
-        return prod((f.view(*[-1 if j == i else 1 for j in range(spatial_dims)]) for i, f in enumerate(factors)), start=torch.ones(()))
+        return reduce(lambda outer, factor: torch.tensordot(outer, factor, 0), factors)
 
-    axes = range(spatial_dims)
-    masks = {f"sobel_{name}": separable(slope, smooth, spatial_dims - 1 - i) for i, name in zip(axes, "xyz", strict=False)}
-    return masks | {"laplacian": torch.stack([separable(curve, unit, axis) for axis in axes]).sum(0)}
+    masks = {f"sobel_{name}": separable(slope, smooth, spatial_dims - 1 - i) for i, name in enumerate("xyz"[:spatial_dims])}
+    return masks | {"laplacian": torch.stack([separable(curve, unit, axis) for axis in range(spatial_dims)]).sum(0)}
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -214,14 +213,14 @@ def _merged(training_form: EdgeConvolution | LargeKernelConvolution) -> Depthwis
     return plain
 
 
-def in_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int) -> Tensor:
-    """Run a local `step` over strips along the first spatial axis of a grid, each with `halo` rows of context.
+def in_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixels: int = STRIP_PIXELS) -> Tensor:
+    """Run a local `step` over strips of about `pixels` along the first spatial axis of a grid, each with `halo` rows of context.
 
     Equal to `step(x)` when `halo` covers the step's receptive field. For inference: with gradients the whole is run at once.
     (B, *spatial, C) to the same shape.
     """
     height = x.shape[1]
-    rows = max(8 * halo, STRIP_PIXELS // prod(x.shape[2:-1]))
+    rows = max(8 * halo, pixels // prod(x.shape[2:-1]))
     if height <= rows or torch.is_grad_enabled():
         return step(x)
     out = torch.empty_like(x)
@@ -233,4 +232,8 @@ def in_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int) -> Ten
     return out
 
 
-_CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+def _parameters(outputs: int, inputs: int, kernel: list[int]) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weight (outputs, inputs, *kernel) and bias, drawn as torch draws those of its convolutions."""
+    bound = (inputs * prod(kernel)) ** -0.5
+    weight, bias = torch.empty(outputs, inputs, *kernel), torch.empty(outputs)
+    return nn.Parameter(weight.uniform_(-bound, bound)), nn.Parameter(bias.uniform_(-bound, bound))

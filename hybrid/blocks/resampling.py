@@ -42,20 +42,20 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
-def in_strips(tail: Callable[[Tensor], Tensor], x: Tensor, *, scale: int, halo: int, rows: int) -> Tensor:
+def in_strips(tail: Callable[..., Tensor], *images: Tensor, scale: int, halo: int, rows: int) -> Tensor:
     """Run a local `tail` over strips of `rows` rows, each with `halo` rows of context, and join the results.
 
-    Equal to `tail(x)` when `halo` covers the tail's receptive field; only one strip's activations are alive.
-    (B, C, H, W) to (B, C', H * scale, W * scale). For inference; with gradients the whole is run at once.
+    Equal to `tail(*images)` when `halo` covers the tail's receptive field; only one strip's activations are alive.
+    Images (B, C, H, W) of one size to (B, C', H * scale, W * scale). For inference; with gradients the whole is run at once.
     """
-    height = x.shape[2]
+    height = images[0].shape[2]
     if height <= rows or torch.is_grad_enabled():
-        return tail(x)
+        return tail(*images)
     out: Tensor | None = None
     for top in range(0, height, rows):
         bottom = min(height, top + rows)
         first, last = max(0, top - halo), min(height, bottom + halo)
-        strip = tail(x[:, :, first:last])
+        strip = tail(*(image[:, :, first:last] for image in images))
         if out is None:
             out = strip.new_empty(strip.shape[0], strip.shape[1], height * scale, strip.shape[3])
         out[:, :, top * scale : bottom * scale] = strip[:, :, (top - first) * scale : (bottom - first) * scale]

@@ -9,7 +9,7 @@ Shifted windows follow Liu et al., "Swin Transformer", ICCV 2021 (section 3.2), 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
@@ -115,6 +115,13 @@ def from_windows(windows: Tensor, plan: WindowPlan, shape: Sequence[int]) -> Ten
     """(M, N, C) back to (B, *spatial, C) = `shape`."""
     rows: Tensor = _Permute.apply(windows.reshape(-1, windows.shape[-1]), plan.scatter, plan.gather)
     return rows.view(*shape)
+
+
+def group_rows(plan: WindowPlan, tokens: int, windows: int) -> Iterator[tuple[int, Tensor]]:
+    """The plan's windows of N = `tokens` tokens, at most so many `windows` at a time: group number and token rows (m * N,)."""
+    for number, rows in enumerate(plan.gather.split([count * tokens for count, _ in plan.groups])):
+        for chunk in rows.split(windows * tokens):
+            yield number, chunk
 
 
 def partition(x: Tensor, window: Sequence[int]) -> Tensor:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 MODULES = {
     "hat": "restore.models.hat",
+    "drct": "restore.models.drct",
+    "craft": "restore.models.craft",
+    "cfsr": "restore.models.cfsr",
+    "espcn": "restore.models.espcn",
 }
 """Family name to the module that holds its `FAMILY`."""
 

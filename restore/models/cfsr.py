@@ -9,9 +9,9 @@ the published form, in which they are merged into these kernels. Both give the s
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -19,16 +19,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hybrid.blocks.convolution import EdgeFeedForward, LargeKernelMixer, PointwiseConvolution, edge_masks, merge_branches
+from hybrid.blocks.convolution import (
+    STRIP_PIXELS,
+    EdgeFeedForward,
+    LargeKernelMixer,
+    PointwiseConvolution,
+    edge_masks,
+    merge_branches,
+)
+from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.resampling import in_strips
 from hybrid.cards import ModelCard
 from hybrid.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
+from restore.models.published import count_numbered, picture_mean
 
-RGB_MEAN = (0.4488, 0.4371, 0.4040)
-"""Mean of DIV2K, subtracted from RGB inputs; not in the checkpoints."""
-TAIL_PIXELS = 2**14
-"""Input pixels a strip of the enlarging tail, whose maps are scale^2 as large as its output is deep."""
+TAIL_HALO = 2
+"""Rows of context that the tail needs: one for each 3x3 convolution."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +86,13 @@ class CFSR(RestorationNetwork):
         super().__init__()
         self.config = config
         dim, channels = config.embed_dim, config.in_channels
-        mean = RGB_MEAN if channels == 3 else (0.0,) * channels
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", picture_mean(channels), persistent=False)
         self.conv_first = nn.Conv2d(channels, dim, 3, padding=1)
         self.layers = nn.ModuleList(ResidualLayer(config, depth) for depth in config.depths)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
-        if config.scale > 1:
-            self.upsample = nn.Conv2d(dim, channels * config.scale**2, 3, padding=1)
-        else:
-            self.conv_last = nn.Conv2d(dim, channels, 3, padding=1)
+        last = nn.Conv2d(dim, channels * config.scale**2, 3, padding=1)
+        self.add_module("upsample" if config.scale > 1 else "conv_last", last)  # as published
         # Tokens are channels-last images: convolutions follow them.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.card = _card(config)
@@ -107,31 +111,109 @@ class CFSR(RestorationNetwork):
         grid = shallow
         for step in self._steps():  # one flat loop: no frame holds on to a map that has been used up
             grid = step(grid)
-        grid = self.norm(grid)
-        body = self.conv_after_body(to_image(grid)) + to_image(shallow)
-        del grid, shallow
-        if self.config.scale == 1:
-            return self._tail(body, self.conv_last) + x / self.config.img_range
-        rows = max(16, TAIL_PIXELS // x.shape[-1])
-        return in_strips(self._enlarge, body, scale=self.config.scale, halo=1, rows=rows)
+        rows = max(16, STRIP_PIXELS // x.shape[-1])
+        y = in_strips(self._tail, to_image(grid), to_image(shallow), scale=self.config.scale, halo=TAIL_HALO, rows=rows)
+        return y + x / self.config.img_range if self.config.scale == 1 else y
 
-    def _steps(self) -> Iterator[nn.Module]:
+    def _steps(self) -> Iterator[Callable[[Tensor], Tensor]]:
         for layer in self.layers:
             assert isinstance(layer, ResidualLayer)
             for block in layer.blocks:
                 assert isinstance(block, ConvFormerBlock)
                 yield block.mixer
                 yield block.feedforward
-            yield _Skipping(layer.conv)
+            yield partial(layer.conv, skip=True)
 
-    def _enlarge(self, body: Tensor) -> Tensor:
-        return F.pixel_shuffle(self._tail(body, self.upsample), self.config.scale)
-
-    def _tail(self, body: Tensor, last: nn.Conv2d) -> Tensor:
-        """The last convolution with the mean and range of the picture folded in."""
-        # It is small and its rounding would be seen: float32 whatever the rest computes in.
+    def _tail(self, deep: Tensor, shallow: Tensor) -> Tensor:
+        """The convolution after the body and the last one, with the mean and range of the picture folded in."""
+        scale = self.config.scale
+        last = self.upsample if scale > 1 else self.conv_last
+        body = self.conv_after_body(to_image(self.norm(to_tokens(deep)))) + shallow
+        # The last step is small and its rounding would be seen: float32 whatever the rest computes in.
         with torch.autocast(body.device.type, enabled=False):
-            assert isinstance(self.mean, Tensor) and last.bias is not None
-            mean = self.mean.flatten().repeat_interleave(last.out_channels // self.config.in_channels)
+            assert isinstance(self.mean, Tensor) and isinstance(last, nn.Conv2d) and last.bias is not None
+            mean = self.mean.flatten().repeat_interleave(scale**2)
             weight, bias = last.weight / self.config.img_range, last.bias / self.config.img_range + mean
-            return F.conv2d(body.float(), weight, bias, padding=1)
+            return F.pixel_shuffle(F.conv2d(body.float(), weight, bias, padding=1), scale)
+
+
+def _card(config: CFSRConfig) -> ModelCard:
+    # conv_first, each block's kernel and feed-forward, and the two convolutions after the body reach this far.
+    reach = 3 + sum(config.depths) * (config.kernel // 2 + 1)
+    dim, width, outputs = config.embed_dim, config.mlp_ratio * config.embed_dim, config.in_channels * (2 + config.scale**2)
+    return ModelCard(
+        family="cfsr",
+        title="CFSR",
+        paper="Wu et al., Transforming Image Super-Resolution: A ConvFormer-based Efficient Approach, TIP 2024, arXiv 2401.05633",
+        code_licence="unknown",
+        scale=config.scale,
+        channels=config.in_channels,
+        multiple=1,
+        overlap=4 * reach,  # a quarter of an overlap is thrown away on each side
+        global_context=False,
+        # The shallow map and the residual before and after a step, or the result beside the first two; and the maps of
+        # a strip: measured at 256 to 640 pixels a side, plus a tenth.
+        activation_floats=round(1.1 * max(3 * dim + 2 * config.in_channels, 2 * dim + outputs)),
+        working_floats=STRIP_PIXELS * (5 * dim + 6 * width),
+    )
+
+
+_BLOCK = "layers.{}.blocks.{}."
+_EDGES = [(f"scale_{name}", f"{name}.scale") for name in edge_masks(2)]
+_EDGES += [(f"{name}_bias", f"{name}.bias") for name in edge_masks(2)]
+_EDGES += [(f"mask_{name}", f"{name}.mask") for name in edge_masks(2)]
+KEYS = KeyMap(
+    (_BLOCK + "layer_scale_1", _BLOCK + "mixer.scale"),
+    (_BLOCK + "layer_scale_2", _BLOCK + "feedforward.scale"),
+    (_BLOCK + "attn.a.0.", _BLOCK + "mixer.context."),
+    (_BLOCK + "attn.v.", _BLOCK + "mixer.value."),
+    *((_BLOCK + "attn.a.2." + theirs, _BLOCK + "mixer.large.detail.edges." + ours) for theirs, ours in _EDGES),
+    (_BLOCK + "attn.a.2.small_conv.", _BLOCK + "mixer.large.detail."),
+    (_BLOCK + "attn.a.2.lkb_origin.", _BLOCK + "mixer.large.whole."),
+    (_BLOCK + "attn.a.2.lkb_reparam.", _BLOCK + "mixer.large."),
+    (_BLOCK + "attn.", _BLOCK + "mixer."),
+    *((_BLOCK + "mlp." + theirs, _BLOCK + "feedforward.edge.edges." + ours) for theirs, ours in _EDGES),
+    (_BLOCK + "mlp.pos.", _BLOCK + "feedforward.edge."),
+    (_BLOCK + "mlp.", _BLOCK + "feedforward."),
+    ("upsample.0.", "upsample."),
+)
+"""Published names and ours, by prefix; of the training form those of the reference's earlier commit."""
+
+_LARGE = "layers.0.blocks.0.attn.a.2."
+_MERGED, _ORIGIN = _LARGE + "lkb_reparam.weight", _LARGE + "lkb_origin.weight"
+
+
+def matches(state: Mapping[str, Tensor]) -> bool:
+    """True for CFSR, of the published or the training form."""
+    return "layers.0.blocks.0.mlp.pos.weight" in state and (_MERGED in state or _ORIGIN in state)
+
+
+def read_config(state: Mapping[str, Tensor]) -> CFSRConfig:
+    """The configuration that a state dict under published keys tells by its names and shapes."""
+    layers = count_numbered(state, "layers.")
+    dim, channels = state["conv_first.weight"].shape[:2]
+    tail = state.get("upsample.0.weight")
+    return CFSRConfig(
+        in_channels=channels,
+        embed_dim=dim,
+        depths=tuple(count_numbered(state, f"layers.{n}.blocks.") for n in range(layers)),
+        kernel=state[_MERGED if _MERGED in state else _ORIGIN].shape[-1],
+        mlp_ratio=len(state["layers.0.blocks.0.mlp.fc1.weight"]) // dim,
+        scale=1 if tail is None else isqrt(len(tail) // channels),
+        branches=_ORIGIN in state,
+    )
+
+
+def build(state: Mapping[str, Tensor], **options: Any) -> CFSR:
+    """CFSR for a checkpoint, in the form in which its file is. `options`: `img_range`, which a file cannot tell."""
+    return CFSR(replace(read_config(state), **options))
+
+
+FAMILY = Family(
+    name="cfsr",
+    matches=matches,
+    build=build,
+    create=lambda **options: CFSR(CFSRConfig(**options)),
+    options=("img_range",),
+    keys=KEYS,
+)

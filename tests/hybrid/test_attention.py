@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from itertools import product
-from math import prod
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -16,8 +16,10 @@ from hybrid.blocks import attention, chunks
 from hybrid.blocks.attention import ChannelAttention, OverlappingCrossAttention, PositionBias, WindowAttention, attend
 from hybrid.blocks.windows import relative_index
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+
+def randomised(module: Network, seed: int = 0) -> Network:
     """float64 weights that are all different, biases and tables included."""
     generator = torch.Generator().manual_seed(seed)
     module = module.double().eval()
@@ -186,7 +188,7 @@ def test_gradients_are_those_of_the_numbers() -> None:
         (overlapped, overlapped),
         (lambda t: channels(t, 0.5), channels),
     ]:
-        parameters = [p for p in block.parameters()]
+        parameters = list(block.parameters())
         assert torch.autograd.gradcheck(lambda t, *_, run=run: run(t), (x, *parameters))
 
 

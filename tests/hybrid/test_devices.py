@@ -262,7 +262,7 @@ def test_budget_is_what_the_limit_leaves_the_whole_process(monkeypatch: pytest.M
     assert memory.activation_budget(2000, "cpu", 100) == 1600
     assert memory.activation_budget(9000, "cpu", 100) == 4900  # more than the machine has
     assert memory.activation_budget(None, "cpu", 100) == 4900
-    assert memory.activation_budget(350, "cpu", 100) == 0
+    assert memory.activation_budget(350, "cpu", 100) == -50  # what an error must ask for besides
 
 
 @GLIBC

@@ -130,7 +130,9 @@ def test_relative_index_is_query_minus_key(window) -> None:
     assert set(expected) == set(range(prod(2 * w - 1 for w in window)))  # every row of the table is used
 
 
-@pytest.mark.parametrize(("window", "overlap"), [((4, 4), (6, 6)), ((3, 2), (5, 6)), ((2, 2, 3), (4, 2, 5)), ((16, 16), (24, 24))])
+@pytest.mark.parametrize(
+    ("window", "overlap"), [((4, 4), (6, 6)), ((3, 2), (5, 6)), ((2, 2, 3), (4, 2, 5)), ((16, 16), (24, 24))]
+)
 def test_overlapping_index_is_key_minus_query_modulo_the_table(window, overlap) -> None:
     rows = prod(w + o - 1 for w, o in zip(window, overlap, strict=True))
     inner, outer = (np.indices(edges).reshape(len(edges), -1) for edges in (window, overlap))
@@ -153,9 +155,7 @@ def test_overlapping_windows_are_zero_outside(shape, window, overlap) -> None:
     expected = np.zeros((2, *counts, 3, *overlap))
     for place in np.ndindex(*counts):
         for offset in np.ndindex(*overlap):
-            pixel = tuple(
-                i * w - (o - w) // 2 + k for i, w, o, k in zip(place, window, overlap, offset, strict=True)
-            )
+            pixel = tuple(i * w - (o - w) // 2 + k for i, w, o, k in zip(place, window, overlap, offset, strict=True))
             if all(0 <= p < n for p, n in zip(pixel, shape, strict=True)):
                 expected[(slice(None), *place, slice(None), *offset)] = x[(slice(None), *pixel)]
     np.testing.assert_array_equal(overlapping(torch.from_numpy(x), window, overlap), expected)

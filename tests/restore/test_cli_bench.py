@@ -1,0 +1,113 @@
+"""The command `restore bench`: rows for what was asked, and nothing in the place of a model that is not here."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hybrid.checkpoints import read_checkpoint
+from restore.loading import find_weights
+from tests.command import Said, files, restore, smooth
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No network, an empty cache, and a folder of one picture; returns the cache."""
+    monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RESTORE_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    Image.fromarray(np.round(smooth(48, 64) * 255).astype(np.uint8)).save(tmp_path / "own/slope.png")
+    return tmp_path / "cache"
+
+
+def bench(*arguments: str) -> Said:
+    return restore("bench", "own", *arguments, "--quiet")
+
+
+def row(said: Said, name: str) -> str:
+    """The line of the table whose method is `name`."""
+    (line,) = [line for line in said.out.splitlines() if name in [cell.strip() for cell in line.split("│")]]
+    return line
+
+
+def test_the_shipped_network_is_scored_beside_bicubic() -> None:
+    said = bench("--model", "bicubic", "--model", "hat-compact")
+    assert said.code == 0, said.err
+    for name in ("bicubic", "bicubic (stored LR)", "hat-compact"):
+        assert any(cell.strip().replace(".", "").isdigit() for cell in row(said, name).split("│"))
+
+
+@pytest.mark.parametrize("name", ["hat", "HAT", "hat-l"])
+def test_a_model_that_is_not_here_is_a_named_row_and_never_another_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*arguments: object) -> None:
+        raise AssertionError("bench looked for a stand-in")
+
+    monkeypatch.setattr("restore.loading.fallback", forbidden)
+    said = bench("--model", name, "-o", "report")
+    assert said.code == 0
+    assert f"{name.lower()}: skipped: The weights HAT" in said.out and "models import" in said.out.replace("\n", " ")
+    assert "hat-compact" not in said.out + said.err
+    assert not list(Path("report").rglob(f"{name.lower()}/*.png"))
+
+
+def test_a_scale_that_a_model_lacks_is_a_skipped_row() -> None:
+    said = bench("--model", "hat-compact", "--model", "bicubic", "--scale", "2")
+    assert said.code == 0
+    assert "hat-compact: skipped: hat-compact has no weights for scale 2" in said.out
+
+
+def test_a_checkpoint_file_can_be_scored(offline: Path, tmp_path: Path) -> None:
+    shipped, _ = find_weights("hat-compact", 4)
+    torch.save({"params": dict(read_checkpoint(shipped.path).state)}, tmp_path / "mine.pth")
+    said = bench("--model", "mine.pth")
+    assert said.code == 0 and row(said, "mine")
+
+
+def test_the_report_names_the_weights_and_the_picture() -> None:
+    said = bench("--model", "hat-compact", "-o", "report")
+    assert said.code == 0
+    made = files(Path("report"))
+    assert any(name.endswith("hat-compact/slope.png") for name in made)
+    texts = [content.decode() for name, content in made.items() if content and name.endswith((".json", ".csv", ".md"))]
+    assert texts and any("hat-compact-x4.safetensors" in text for text in texts)
+    for name, content in made.items():
+        if content and name.endswith(".json"):
+            json.loads(content)
+        if content and name.endswith(".csv"):
+            assert len(list(csv.reader(content.decode().splitlines()))) >= 2
+    assert all(str(Path("report") / name) in said.out for name in made if name.endswith(".csv"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (("--model", "hatt"), 2, "Did you mean hat"),
+        (("--model", "hat", "--device", "cuda:77"), 5, "cuda:77"),
+        (("--model", "hat", "--device", "abacus"), 2, "abacus"),
+        (("--model", "hat", "--precision", "int3"), 2, "int3"),
+        (("--model", "bicubic", "--model", "bicubic"), 2, "named twice"),
+        (("--model", "bicubic", "--scale", "5"), 2, "5"),
+    ],
+)
+def test_what_cannot_be_is_an_error_and_no_row(arguments: tuple[str, ...], code: int, part: str) -> None:
+    said = bench(*arguments, "-o", "report")
+    assert said.code == code and part in said.err and said.out == ""
+    assert not Path("report").exists()
+
+
+def test_an_unknown_set_names_the_nearest() -> None:
+    said = restore("bench", "sett5", "--model", "bicubic")
+    assert said.code == 2 and "Did you mean set5" in said.err
+
+
+def test_a_picture_that_cannot_be_read_fails_its_row_and_the_command() -> None:
+    Path("own/text.png").write_text("text")
+    said = bench("--model", "bicubic")
+    assert said.code == 1 and "text" in said.err and "not a picture" in said.err
