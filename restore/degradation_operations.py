@@ -64,7 +64,7 @@ class Resize:
         return interpolation.resize(image, self.size, self.method, self.antialias)
 
     def __str__(self) -> str:
-        return f"{self.method} to {self.size[1]} x {self.size[0]}"
+        return f"{self.method} to {self.size[1]} x {self.size[0]}{', antialiased' if self.antialias else ''}"
 
 
 @dataclass(frozen=True)

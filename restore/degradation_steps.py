@@ -42,6 +42,7 @@ def _some(weights: Sequence[float]) -> Sequence[float]:
 
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Photon = Annotated[float, Field(ge=1e-9, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
@@ -210,7 +211,9 @@ class CameraNoise(Step):
     """
 
     kind: Literal["camera-noise"] = "camera-noise"
-    shot: Annotated[Range, Field(description="linear value of one photon, white being 1")] = (1e-4, 0.012)
+    shot: Annotated[
+        tuple[Photon, Photon], AfterValidator(_ordered), Field(description="linear value of one photon, white being 1")
+    ] = (1e-4, 0.012)
 
     def _draw(self, rng: np.random.Generator, frame: Frame) -> tuple[Operation, ...]:
         log_shot = rng.uniform(*np.log(self.shot))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.errors import InputError, RequestError
 from hybrid.training import Sample, Task, TrainSettings, train
+from restore.degradation_steps import AnyStep
+from restore.degradations import PRESETS, Pipeline
 from restore.images import read_picture
 from restore.metrics import psnr
 from restore.models import MODULES, family
@@ -24,6 +27,10 @@ from restore.resize import downscale, imresize, mod_crop
 
 MARGIN = 4
 """Low-resolution pixels cut from a degraded crop: the bicubic kernel reaches two pixels beyond it."""
+
+DEGRADED_SHARE = 64 / 100
+"""Edge of a training crop as a share of what is degraded, as in Real-ESRGAN: 256 of 400 pixels. Mirrored edges and the
+grid of JPEG blocks then fall anywhere."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
@@ -39,10 +46,21 @@ class NetworkPart(_Part):
     options: dict[str, Any] = {}
 
 
+Degradation = Annotated[
+    Annotated[Literal["bicubic", "first-order", "real-world"], Tag("name")] | Annotated[tuple[AnyStep, ...], Tag("steps")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "steps"),
+]
+"""What makes low-resolution crops: MATLAB's bicubic, a preset of `restore.degradations`, or steps written out."""
+
+
 class DataPart(_Part):
-    """Which photographs. `source_scales` adds shrunken copies, which hold finer detail and no trace of JPEG blocks."""
+    """Which photographs, and what is done to them.
+
+    `source_scales` adds shrunken copies, which hold finer detail and no trace of JPEG blocks.
+    """
 
     patch: int = Field(gt=0, description="edge of the low-resolution crop in pixels")
+    degradation: Degradation = "bicubic"
     source_scales: tuple[float, ...] = (1.0,)
     validation: tuple[str, ...] = Field(description="file names kept out of training and used to choose")
     validation_crop: int = Field(384, gt=0, description="edge of the centre crop that is scored, in pixels")
@@ -59,6 +77,13 @@ class Recipe(_Part):
     data: DataPart
     loss: Literal["l1", "charbonnier"] = "l1"
     training: TrainSettings
+
+    def degradation(self) -> Pipeline | None:
+        """The random degradation; None stands for bicubic."""
+        asked = self.data.degradation
+        if isinstance(asked, str):
+            return None if asked == "bicubic" else PRESETS[asked](self.scale)
+        return Pipeline(scale=self.scale, steps=asked)
 
 
 def load_recipe(source: str | Path) -> Recipe:
@@ -88,13 +113,15 @@ class PhotoCrops:
 
     Args:
         photos: (H, W, 3) uint8 arrays.
-        scale: Factor of MATLAB's antialiased bicubic shrinking.
+        scale: Factor between the two.
         patch: Edge of the low-resolution crop.
+        degradation: Made anew for each pair; None is MATLAB's antialiased bicubic shrinking.
     """
 
-    def __init__(self, photos: Sequence[np.ndarray], scale: int, patch: int) -> None:
-        self.scale, self.patch = scale, patch
-        edge = (patch + 2 * MARGIN) * scale
+    def __init__(self, photos: Sequence[np.ndarray], scale: int, patch: int, degradation: Pipeline | None = None) -> None:
+        self.scale, self.patch, self.degradation = scale, patch, degradation
+        self.extent = patch + 2 * MARGIN if degradation is None else math.ceil(patch / DEGRADED_SHARE)
+        edge = self.extent * scale
         self.photos = [photo for photo in photos if min(photo.shape[:2]) >= edge]
         if not self.photos:
             raise InputError(
@@ -106,13 +133,18 @@ class PhotoCrops:
     def __call__(self, rng: np.random.Generator) -> Sample:
         """Draw (3, patch, patch) and (3, patch * scale, patch * scale) float32 in [0, 1]; flipped and turned at random."""
         photo = self.photos[rng.choice(len(self.photos), p=self.shares)]
-        edge = (self.patch + 2 * MARGIN) * self.scale
+        edge = self.extent * self.scale
         top, left = (int(rng.integers(0, side - edge + 1)) for side in photo.shape[:2])
-        high = photo[top : top + edge, left : left + edge]
-        low = downscale(np.ascontiguousarray(high), self.scale)[MARGIN:-MARGIN, MARGIN:-MARGIN]
-        rim = MARGIN * self.scale
+        high = np.ascontiguousarray(photo[top : top + edge, left : left + edge])
+        if self.degradation is None:
+            low, row, column = downscale(high, self.scale), MARGIN, MARGIN
+        else:
+            low = self.degradation.apply(high, rng).image
+            row, column = (int(rng.integers(0, self.extent - self.patch + 1)) for _ in range(2))
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-        return _augmented(low, turns, flip), _augmented(high[rim:-rim, rim:-rim], turns, flip)
+        low = low[row : row + self.patch, column : column + self.patch]
+        high = high[row * self.scale :, column * self.scale :][: self.patch * self.scale, : self.patch * self.scale]
+        return _augmented(low, turns, flip), _augmented(high, turns, flip)
 
 
 def _augmented(pixels: np.ndarray, turns: int, flip: bool) -> np.ndarray:
@@ -122,15 +154,20 @@ def _augmented(pixels: np.ndarray, turns: int, flip: bool) -> np.ndarray:
 
 
 class HeldOut:
-    """PSNR on Y of a network, and of bicubic enlargement, over the centre crops of photographs that are not trained on."""
+    """PSNR on Y of a network, and of bicubic enlargement, over the centre crops of photographs that are not trained on.
 
-    def __init__(self, photos: Sequence[np.ndarray], scale: int, crop: int) -> None:
+    A random degradation is drawn once a photograph, the same in every run.
+    """
+
+    def __init__(self, photos: Sequence[np.ndarray], scale: int, crop: int, degradation: Pipeline | None = None) -> None:
         self.scale = scale
         self.pairs = []
-        for photo in photos:
+        for number, photo in enumerate(photos):
             top, left = ((side - min(side, crop)) // 2 for side in photo.shape[:2])
             high = mod_crop(photo[top : top + crop, left : left + crop], scale)
-            self.pairs.append((downscale(high, scale), high))
+            rng = np.random.default_rng(number)
+            low = downscale(high, scale) if degradation is None else degradation.apply(high, rng).image
+            self.pairs.append((low, high))
         self.bicubic = self._mean(lambda low: imresize(low, scale, "uint8"))
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
@@ -196,11 +233,12 @@ def run(
     except (TypeError, ValueError) as error:
         raise RequestError(f"The network options do not fit: {error}.", hint="Correct `network.options`.") from error
     training = [f for f in files if f not in held_out]
+    degradation = recipe.degradation()
     task = Task(
         network=network,
-        sample=PhotoCrops(read_photos(training, recipe.data.source_scales), recipe.scale, recipe.data.patch),
+        sample=PhotoCrops(read_photos(training, recipe.data.source_scales), recipe.scale, recipe.data.patch, degradation),
         loss=F.l1_loss if recipe.loss == "l1" else charbonnier,
-        validate=HeldOut(read_photos(held_out), recipe.scale, recipe.data.validation_crop),
+        validate=HeldOut(read_photos(held_out), recipe.scale, recipe.data.validation_crop, degradation),
     )
     average = train(task, recipe.training, folder, devices=devices, accelerator=accelerator, on_progress=on_progress)
     assert isinstance(average, RestorationNetwork)

@@ -31,9 +31,13 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield package if node.level else (node.module or "").split(".")[0]
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
-            if node.args and isinstance(node.args[0], ast.Constant):
-                yield str(node.args[0].value).split(".")[0]
+        elif isinstance(node, ast.Call) and name_of(node.func) == "import_module" and isinstance(node.args[0], ast.Constant):
+            yield str(node.args[0].value).split(".")[0]
+
+
+def name_of(function: ast.expr) -> str:
+    """`f` of both `f(...)` and `module.f(...)`."""
+    return getattr(function, "attr", getattr(function, "id", ""))
 
 
 def uphill(source: str, package: str) -> set[str]:

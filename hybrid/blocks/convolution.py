@@ -213,14 +213,14 @@ def _merged(training_form: EdgeConvolution | LargeKernelConvolution) -> Depthwis
     return plain
 
 
-def in_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixels: int = STRIP_PIXELS) -> Tensor:
-    """Run a local `step` over strips of about `pixels` along the first spatial axis of a grid, each with `halo` rows of context.
+def in_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixels: int | None = None) -> Tensor:
+    """Run a local `step` over strips along the first spatial axis of a grid, each with `halo` rows of context.
 
     Equal to `step(x)` when `halo` covers the step's receptive field. For inference: with gradients the whole is run at once.
-    (B, *spatial, C) to the same shape.
+    (B, *spatial, C) to the same shape; a strip has about `pixels` pixels (None: `STRIP_PIXELS`).
     """
     height = x.shape[1]
-    rows = max(8 * halo, pixels // prod(x.shape[2:-1]))
+    rows = max(1, 4 * halo, (pixels or STRIP_PIXELS) // prod(x.shape[2:-1]))
     if height <= rows or torch.is_grad_enabled():
         return step(x)
     out = torch.empty_like(x)

@@ -106,8 +106,9 @@ class CFSR(RestorationNetwork):
     def restore(self, x: Tensor) -> Tensor:
         assert isinstance(self.mean, Tensor)
         x = ((x - self.mean) * self.config.img_range).to(memory_format=torch.channels_last)
-        # The residual stream and its norms are float32 whatever the branches compute in.
-        shallow = to_tokens(self.conv_first(x)).float()
+        # The features that carry the picture, the residual stream and its norms are float32 whatever the branches compute in.
+        with torch.autocast(x.device.type, enabled=False):
+            shallow = to_tokens(self.conv_first(x.float()))
         grid = shallow
         for step in self._steps():  # one flat loop: no frame holds on to a map that has been used up
             grid = step(grid)

@@ -98,8 +98,10 @@ def _card(config: ESPCNConfig) -> ModelCard:
         global_context=False,
         # Input and result, and the maps of a strip: measured at 256 and 640 pixels a side, plus a tenth.
         activation_floats=round(1.1 * (values + 2 * config.in_channels)),
-        working_floats=STRIP_PIXELS * (3 * sum(WIDTHS) // 2 + 3 * values),
+        working_floats=STRIP_PIXELS * (2 * sum(WIDTHS) + 4 * values),
         luma=config.in_channels == 1,
+        # No skip carries the picture past the features: in bf16 it loses 0.02 dB at 26 dB, in fp16 nothing.
+        low_precision=("fp16",),
     )
 
 

@@ -246,7 +246,9 @@ def empty(path: Path, marker: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [foreign, cut, incomplete, poisoned, poisoned_old, poisoned_bare, text, empty])
-def test_bad_weights_are_refused_and_nothing_in_them_runs(photo: Path, tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
+def test_bad_weights_are_refused_and_nothing_in_them_runs(
+    photo: Path, tmp_path: Path, make: Callable[[Path, Path], None]
+) -> None:
     weights, marker = tmp_path / "weights.pth", tmp_path / "marker"
     make(weights, marker)
     before = files(tmp_path)

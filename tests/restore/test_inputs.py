@@ -58,7 +58,9 @@ def test_a_folder_of_one_picture_is_still_mirrored() -> None:
     assert pairs("album/sub", output="out.d") == [("album/sub/a.tif", "out.d/a.tif")]
 
 
-@pytest.mark.parametrize(("output", "count"), [("album/sub", 2), ("album/../album/sub", 2), ("album", 3), (".", 3), ("album/new", 3)])
+@pytest.mark.parametrize(
+    ("output", "count"), [("album/sub", 2), ("album/../album/sub", 2), ("album", 3), (".", 3), ("album/new", 3)]
+)
 def test_what_lies_in_the_output_inside_the_folder_is_no_input(output: str, count: int) -> None:
     assert len(pairs("album", output=output)) == count
 
@@ -129,4 +131,6 @@ def test_names_must_be_utf8() -> None:
 
 def test_the_suffixes_are_those_that_can_be_written() -> None:
     assert set(SUFFIXES) == set(image_plan.SUFFIXES)
-    assert {name: image_plan.SUFFIXES[suffix] for name, suffix in FORMAT_SUFFIX.items()} == {name: name for name in image_plan.NAMES}
+    assert {name: image_plan.SUFFIXES[suffix] for name, suffix in FORMAT_SUFFIX.items()} == {
+        name: name for name in image_plan.NAMES
+    }
