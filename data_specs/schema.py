@@ -10,8 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from restore.metrics import Channel
-from restore.resize import Mode
+Channel = Literal["y", "rgb"]
+Mode = Literal["double", "uint8", "uint8-legacy"]
+"""Ways of MATLAB's bicubic shrinking; see `restore.resize`."""
 
 
 class _Strict(BaseModel):

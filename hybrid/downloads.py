@@ -78,10 +78,10 @@ def download(
                 check(part)
                 return _forget(part, keep=True)
             except _NotFetchedError as error:
-                reasons.append(f"{urlsplit(url).netloc} {error}")
+                reasons.append(f"{urlsplit(url).hostname} {error}")
             except WeightsError as error:
                 _forget(part)
-                reasons.append(f"{urlsplit(url).netloc} sent a wrong file: {error.message.rstrip('.')}")
+                reasons.append(f"{urlsplit(url).hostname} sent a wrong file: {error.message.rstrip('.')}")
             log.info("download: %s", reasons[-1])
         raise WeightsError("; ".join(reasons) + ".")
     except BaseException:

@@ -285,11 +285,11 @@ def fallback(catalogue: Catalogue, entry: Entry, scale: int) -> Entry | None:
     return stand_in if catalogue.shipped_path(stand_in, scale) is not None else None
 
 
-def fallback_notice(store: Store, asked: Entry, used: Entry, scale: int) -> str:
-    """One line that says what ran instead of what was asked for, and how to get that."""
+def fallback_notice(store: Store, asked: Entry, used: Entry, scale: int, reason: str) -> str:
+    """One line that says what ran instead of what was asked for, why, and how to get that."""
     return (
-        f"Ran {used.name}, which is shipped with the package, because the weights of {asked.name} are not here. "
-        f"To get them: {store.how_to_get(asked, scale)}"
+        f"Ran {used.name}, which is shipped with the package, in place of {asked.name}: {reason} "
+        f"To get {asked.name}: {store.how_to_get(asked, scale)}"
     )
 
 

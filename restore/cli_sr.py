@@ -12,10 +12,11 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hybrid.devices import set_threads
 from hybrid.errors import HybridError, OutputError, RequestError
 from hybrid.memory import parse_size
 from restore.images import MAX_PIXELS, SaveOptions, check_pixels, probe
-from restore.inputs import Job, check_name, keep_inputs, plan_jobs, shown
+from restore.inputs import Job, check_format, check_name, keep_inputs, plan_jobs, shown
 from restore.loading import build, find_weights
 from restore.models.base import RestorationNetwork
 from restore.super_resolution import (
@@ -78,6 +79,7 @@ def run(request: Request) -> None:
     settings = request.settings()
     talk = _console(quiet=request.quiet)
     # Paths are checked before weights are looked for: a wrong path should not cost a download.
+    check_format(request.output, request.format)
     inputs = plan_jobs(list(request.inputs), request.output, tag="", format=request.format)
     if len(inputs) == 1:
         check_name(inputs[0])
@@ -149,6 +151,7 @@ def _load(request: Request, progress: Progress) -> tuple[RestorationNetwork, str
             task = progress.add_task("weights")
         progress.update(task, completed=done // 1024, total=total // 1024)
 
+    set_threads()  # no more than this process may use, which torch does not ask a container for
     found, stand_in = find_weights(request.source, request.scale, stand_in=True, on_progress=on_download)
     return build(found, scale=request.scale, device=request.device, precision=request.precision), stand_in
 

@@ -21,6 +21,7 @@ def train(
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
+    from hybrid.training import is_first_process
     from restore.training import load_recipe, run
     from restore.training_record import write_result
 
@@ -28,7 +29,7 @@ def train(
     if steps is not None:
         chosen = chosen.model_copy(update={"training": chosen.training.model_copy(update={"steps": steps})})
     columns = (*Progress.get_default_columns()[:2], TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=quiet or not is_first_process()) as progress:
         task = progress.add_task(chosen.name, total=chosen.training.steps, figures="")
 
         def show(done: int, total: int, figures: dict[str, float]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import shutil
 from pathlib import Path
 from types import TracebackType
 
@@ -101,17 +102,18 @@ class PictureWriter:
 
     def __enter__(self) -> PictureWriter:
         plan = self.plan
+        # The name is chosen before the folder is made: an interruption at any point between finds what to remove.
+        self._folder = self._path.parent / f".writing-{secrets.token_hex(6)}"
+        self._scratch = self._folder / "rows.tif"
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix=".writing-", dir=self._path.parent)
-            try:
-                self._scratch = Path(self._folder.name) / "rows.tif"
-                self._file = self._scratch.open("wb")
-                self._file.write(scratch_header(plan.width, plan.height, plan.channels + plan.alpha, np.dtype(plan.dtype)))
-            except BaseException:
-                self._folder.cleanup()
-                raise
-        except OSError as error:
-            raise _failed(self._path, error.strerror) from error
+            self._folder.mkdir(mode=0o700)
+            self._file = self._scratch.open("wb")
+            self._file.write(scratch_header(plan.width, plan.height, plan.channels + plan.alpha, np.dtype(plan.dtype)))
+        except BaseException as error:
+            self._remove_folder()
+            if isinstance(error, OSError):
+                raise _failed(self._path, error.strerror) from error
+            raise
         return self
 
     def write_rows(self, y: int, rows: np.ndarray) -> None:
@@ -149,7 +151,10 @@ class PictureWriter:
             if kind is None:
                 self._finish()
         finally:
-            self._folder.cleanup()
+            self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _close(self, *, quietly: bool) -> None:
         """Close the scratch file. Its last buffered rows may fail to reach a full disk; after another error that adds nothing."""
@@ -162,7 +167,7 @@ class PictureWriter:
     def _finish(self) -> None:
         if self._next_row != self.plan.height:
             raise OutputError(f"Only {self._next_row} of {self.plan.height} rows of {self._path} were made; nothing was written.")
-        result = Path(self._folder.name) / "result"
+        result = self._folder / "result"
         try:
             _encode(self._scratch, result, self.plan, self._options)
             os.replace(result, self._path)

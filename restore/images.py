@@ -11,7 +11,7 @@ named in a note.
 from __future__ import annotations
 
 from restore.image_metadata import Picture, PictureInfo, PictureMetadata, read_record
-from restore.image_plan import OutputPlan, SaveOptions, check_output, plan_output
+from restore.image_plan import OutputPlan, SaveOptions, check_output, format_of, plan_output
 from restore.image_reading import MAX_PIXELS, check_pixels, probe, read_picture
 from restore.image_values import fill_transparent, from_unit, to_unit
 from restore.image_writing import PictureWriter, write_picture
@@ -27,6 +27,7 @@ __all__ = [
     "check_output",
     "check_pixels",
     "fill_transparent",
+    "format_of",
     "from_unit",
     "plan_output",
     "probe",

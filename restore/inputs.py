@@ -8,6 +8,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from hybrid.errors import InputError, RequestError
+from restore.images import format_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".avif")
 FORMAT_SUFFIX = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp", "avif": ".avif"}
@@ -66,6 +67,18 @@ def keep_inputs(jobs: list[Job]) -> None:
             raise RequestError(
                 f"The output {job.target} is the input {source}.", hint="Inputs are never changed: choose another --output."
             )
+
+
+def check_format(output: Path | None, format: str | None) -> None:
+    """Refuse an output file whose suffix says another format than the one asked for.
+
+    Raises:
+        RequestError: It does.
+    """
+    if output is None or format is None or output.is_dir() or output.suffix.lower() not in SUFFIXES:
+        return
+    if format_of(output) != format:
+        raise RequestError(f"{output} is not named like a {format} file.", hint=f"Name it {output.stem}{FORMAT_SUFFIX[format]}.")
 
 
 def check_name(job: Job) -> None:

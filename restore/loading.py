@@ -66,7 +66,7 @@ def find_weights(
     known = catalogue()
     try:
         return resolve(source, scale, known, store, allow_download=not store.offline, on_progress=on_progress), None
-    except (WeightsError, ResourceError):
+    except (WeightsError, ResourceError) as error:
         name = str(source).lower()
         if not stand_in or name not in known:
             raise
@@ -76,7 +76,7 @@ def find_weights(
         if other is None:
             raise
         found = resolve(other.name, chosen, known, store, allow_download=False)
-        return found, fallback_notice(store, entry, other, chosen)
+        return found, fallback_notice(store, entry, other, chosen, error.message)
 
 
 def weights_state(entry: Entry, store: Store) -> str:

@@ -17,7 +17,7 @@ def write_result(network: RestorationNetwork, facts: dict[str, Any], folder: Pat
     """Write `<name>.safetensors` (float16), `<name>.json`, `<name>.csv` and `<name>.png` into `folder`.
 
     Args:
-        network: The trained network, of averaged weights.
+        network: The trained network, of averaged weights; merged into the published form here.
         facts: From `restore.training.run`.
         folder: The run's folder, which holds its `log.csv`.
         name: Stem of the files.
@@ -27,6 +27,7 @@ def write_result(network: RestorationNetwork, facts: dict[str, Any], folder: Pat
     """
     if not is_first_process():
         return ()
+    network = network.merge()
     keys = family(network.card.family).keys
     weights, record, log, curve = (folder / f"{name}{suffix}" for suffix in (".safetensors", ".json", ".csv", ".png"))
     state = {keys.to_published(key): value.cpu() for key, value in network.state_dict().items()}

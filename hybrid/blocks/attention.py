@@ -224,7 +224,10 @@ class ChannelAttention(nn.Module):
         self.expand = convolution(width, dim, 1)
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        """(B, C, *spatial) to the same; `scale` multiplies the gate, which is cheaper than multiplying the grid."""
+        """(B, C, *spatial) to the same; `scale` multiplies the gate, which is cheaper than multiplying the grid.
+
+        Without gradients the result takes the place of `x`, which must belong to the caller.
+        """
         pooled = x.mean(list(range(2, x.ndim)))
         hidden = F.relu(F.linear(pooled, self.squeeze.weight.flatten(1), self.squeeze.bias))
         gate = torch.sigmoid(F.linear(hidden, self.expand.weight.flatten(1), self.expand.bias)) * scale

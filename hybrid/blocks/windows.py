@@ -146,9 +146,7 @@ def merge(windows: Tensor, window: Sequence[int], shape: Sequence[int]) -> Tenso
     return windows.view(shape[0], *counts, *window, shape[-1]).permute(order).reshape(*shape)
 
 
-def overlapping(
-    x: Tensor, window: Sequence[int], overlap: Sequence[int], present: tuple[int, int] = (0, 0)
-) -> Tensor:
+def overlapping(x: Tensor, window: Sequence[int], overlap: Sequence[int], present: tuple[int, int] = (0, 0)) -> Tensor:
     """A strided view (B, *counts, C, *overlap) of overlapping windows around each window of (B, *spatial, C).
 
     The window at `i` covers `i * w - p ... i * w - p + o - 1` with `p = (o - w) // 2`; outside the grid are zeros.

@@ -34,6 +34,10 @@ class RestorationNetwork(nn.Module):
         """(B, C, H, W) with sides that are multiples of `card.multiple` to (B, ..., C, H * scale, W * scale)."""
         raise NotImplementedError
 
+    def merge(self) -> RestorationNetwork:
+        """The network with weights in the published form, where they are trained in another; the output stays the same."""
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """Restore pictures of any size.
 

@@ -19,14 +19,15 @@ from torch.nn import functional as F
 from hybrid.blocks.attention import STRIP_TOKENS, ChannelAttention, OverlappingCrossAttention, WindowAttention
 from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.feedforward import FeedForward, StochasticDepth
+from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, sub_pixel_stages
 from hybrid.cards import ModelCard
 from hybrid.errors import WeightsError
 from hybrid.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
+from restore.models.published import count_numbered, picture_mean
 
-RGB_MEAN = (0.4488, 0.4371, 0.4040)
-"""Mean of DIV2K, subtracted from RGB inputs; not in the checkpoints."""
+PUBLISHED_CONV_SCALE = 0.01
 TAIL_HALO = 4
 """Rows of context that the enlarging tail needs: one for each 3x3 convolution, counted at the input's resolution."""
 TAIL_PIXELS = 64 * 64
@@ -61,7 +62,7 @@ class HATConfig:
     patch_norm: bool = True
     group_convolution: bool = True
     scale: int = 4
-    conv_scale: float = 0.01
+    conv_scale: float = PUBLISHED_CONV_SCALE
     img_range: float = 1.0
     img_size: int = 64
     drop_path: float = 0.0
@@ -144,8 +145,7 @@ class HAT(RestorationNetwork):
         super().__init__()
         self.config = config
         dim, features, channels = config.embed_dim, config.num_feat, config.in_channels
-        mean = RGB_MEAN if channels == 3 else (0.0,) * channels
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", picture_mean(channels), persistent=False)
         self.conv_first = nn.Conv2d(channels, dim, 3, padding=1)
         self.embed_norm = nn.LayerNorm(dim) if config.patch_norm else nn.Identity()
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").split(list(config.depths))
@@ -178,22 +178,23 @@ class HAT(RestorationNetwork):
         rows = max(self.config.window, TAIL_PIXELS // x.shape[-1])
         return in_strips(self._reconstruct, body, scale=self.config.scale, halo=TAIL_HALO, rows=rows)
 
+    @torch.no_grad()
+    def merge(self) -> HAT:
+        """Bring the convolution branches to the published weight of 0.01, which loaders assume, without changing the output."""
+        for block in self.modules():
+            if isinstance(block, HybridAttentionBlock):
+                for parameter in block.convolution.restore.parameters():
+                    parameter.mul_(block.conv_scale / PUBLISHED_CONV_SCALE)
+                block.conv_scale = PUBLISHED_CONV_SCALE
+        self.config = replace(self.config, conv_scale=PUBLISHED_CONV_SCALE)
+        return self
+
     def _reconstruct(self, body: Tensor) -> Tensor:
         features = self.upsample(F.leaky_relu(self.conv_before_upsample(body), 0.01))
         # The last step is small and its rounding would be seen: float32 whatever the rest computes in.
         with torch.autocast(features.device.type, enabled=False):
             assert isinstance(self.mean, Tensor)
             return self.conv_last(features.float()) / self.config.img_range + self.mean
-
-
-def to_image(tokens: Tensor) -> Tensor:
-    """(B, H, W, D) tokens as a (B, D, H, W) image in channels-last memory, without a copy."""
-    return tokens.permute(0, 3, 1, 2)
-
-
-def to_tokens(image: Tensor) -> Tensor:
-    """(B, D, H, W) in channels-last memory as (B, H, W, D) tokens, without a copy."""
-    return image.permute(0, 2, 3, 1).contiguous()
 
 
 def _card(config: HATConfig) -> ModelCard:
@@ -247,7 +248,7 @@ def matches(state: Mapping[str, Tensor]) -> bool:
 
 def read_config(state: Mapping[str, Tensor]) -> HATConfig:
     """The configuration that a state dict under published keys tells by its names and shapes."""
-    groups = _count(state, "layers.")
+    groups = count_numbered(state, "layers.")
     group = "layers.{}.residual_group."
     tables = [state[group.format(g) + "overlap_attn.relative_position_bias_table"] for g in range(groups)]
     block = group.format(0) + "blocks.0."
@@ -256,7 +257,7 @@ def read_config(state: Mapping[str, Tensor]) -> HATConfig:
     return HATConfig(
         in_channels=state["conv_first.weight"].shape[1],
         embed_dim=state["conv_first.weight"].shape[0],
-        depths=tuple(_count(state, group.format(g) + "blocks.") for g in range(groups)),
+        depths=tuple(count_numbered(state, group.format(g) + "blocks.") for g in range(groups)),
         num_heads=tuple(table.shape[1] for table in tables),
         window=window,
         overlap_window=isqrt(len(tables[0])) + 1 - window,
@@ -269,12 +270,6 @@ def read_config(state: Mapping[str, Tensor]) -> HATConfig:
         group_convolution="conv_after_body.weight" in state,
         scale=prod(isqrt(shape[0] // shape[1]) for shape in stages),
     )
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """One more than the highest number that follows `prefix` in the keys."""
-    numbers = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in state)
-    return 1 + max(int(number[1]) for number in numbers if number)
 
 
 def build(state: Mapping[str, Tensor], **options: Any) -> HAT:

@@ -263,7 +263,7 @@ def test_weights_that_are_nowhere_are_stood_in_for_in_one_line_that_says_how_to_
     kind, title, digest, said = origin(photo)
     notice, result = said.splitlines()
     assert (kind, title, digest) == ("shipped", "hat-compact", sha256(SHIPPED.path))
-    assert "hat-compact" in notice and "weights of hat are not here" in notice
+    assert "hat-compact" in notice and "are not in the cache" in notice
     assert "https://" in notice and "restore models import HAT_SRx4.pth" in notice
     assert result.startswith(str(photo.with_name("photo_x4.png")))
     assert any("Ran hat-compact" in note for note in record_of(photo.with_name("photo_x4.png")).notes)
