@@ -292,7 +292,7 @@ def test_a_disk_that_is_full_leaves_nothing(photo: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     before = files(photo.parent)
-    monkeypatch.setattr("tempfile.mkdtemp", full)
+    monkeypatch.setattr("restore.image_writing.scratch_header", full)
     one_line(restore("sr", photo, *COMPACT), 6, "No space left on device", "free space")
     assert files(photo.parent) == before
 
