@@ -78,10 +78,10 @@ def download(
                 check(part)
                 return _forget(part, keep=True)
             except _NotFetchedError as error:
-                reasons.append(f"{urlsplit(url).hostname} {error}")
+                reasons.append(f"{_server(url)} {error}")
             except WeightsError as error:
                 _forget(part)
-                reasons.append(f"{urlsplit(url).hostname} sent a wrong file: {error.message.rstrip('.')}")
+                reasons.append(f"{_server(url)} sent a wrong file: {error.message.rstrip('.')}")
             log.info("download: %s", reasons[-1])
         raise WeightsError("; ".join(reasons) + ".")
     except BaseException:
@@ -230,3 +230,8 @@ def _forget(part: Path, *, keep: bool = False) -> None:
 
 def _silent(done: int, total: int) -> None:
     """Progress that nobody asked for."""
+
+
+def _server(url: str) -> str:
+    """Host and port of an address, without the name and password that it may hold."""
+    return urlsplit(url).netloc.rpartition("@")[2]

@@ -14,6 +14,7 @@ import pyvips
 from hybrid.errors import OutputError
 from restore.image_metadata import Picture, PictureMetadata
 from restore.image_plan import OutputPlan, SaveOptions, check_output, plan_output
+from restore.image_png import remove_chunk
 from restore.image_tiff import attach_exif, scratch_header
 from restore.image_values import from_unit, to_unit
 
@@ -220,6 +221,8 @@ def _encode(scratch: Path, result: Path, plan: OutputPlan, options: SaveOptions)
     if plan.format != "tiff" and (metadata.exif or (metadata.dpi and plan.format != "png")):
         keep.append("exif")  # where libvips puts the resolution, too
     pyvips.Operation.call(ENCODERS[plan.format], image, str(result), keep="|".join(keep) or "none", **_settings(plan, options))
+    if plan.format == "png" and metadata.dpi is None:
+        remove_chunk(result, b"pHYs")  # libvips always writes a resolution, and none is known
     if plan.format == "tiff" and metadata.exif:
         attach_exif(result, metadata.exif, plan.width, plan.height)
 

@@ -713,3 +713,15 @@ def test_writer_memory_stays_bounded(tmp_path) -> None:
     )
     assert int(result.stdout) < 200, result.stderr
     assert probe(tmp_path / "x.png").width == 12000
+
+
+def test_a_png_of_unknown_resolution_states_none(tmp_path: Path) -> None:
+    """And loses nothing else: pixels and profile are judged by Pillow."""
+    picture = Picture(smooth())
+    write_picture(tmp_path / "plain.png", picture)
+    write_picture(tmp_path / "dots.png", Picture(smooth(), metadata=PictureMetadata(dpi=(300.0, 300.0))))
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "dots.png") as dots:
+        assert "dpi" not in plain.info
+        assert dots.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert np.array_equal(np.asarray(plain), np.asarray(dots))
+        assert np.array_equal(np.asarray(plain), picture.colour)
