@@ -1,4 +1,4 @@
-"""Enlarge the example by four with HAT, and put the result beside plain bicubic enlargement.
+"""Enlarge the example by four with a compact HAT, and put the result beside plain bicubic enlargement.
 
     python examples/demo.py demo
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from restore.images import read_picture
-from restore.loading import build, find_weights
+from restore.loading import load_model
 from restore.resize import imresize
 from restore.super_resolution import RunSettings, enlarge_file
 
@@ -26,15 +26,14 @@ DETAIL = (slice(280, 560), slice(80, 500))
 def main(folder: Path) -> None:
     """Run the example and write the three files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights, stand_in = find_weights("hat", SCALE, stand_in=True)
-    if stand_in:
-        print(stand_in)
-    network = build(weights, scale=SCALE, precision="auto")
+    network = load_model("hat-compact", scale=SCALE, precision="auto")
     outcome = enlarge_file(network, EXAMPLE, folder / "colosseum_x4.png", RunSettings(overwrite=True))
     name = network.source.name if network.source else network.card.title
     sheet = folder / "side_by_side.png"
     draw_side_by_side(outcome.output, sheet, name)
-    print(f"{outcome.output}: {outcome.size[0]} x {outcome.size[1]} in {outcome.seconds:.1f} s\n{sheet}: look at it")
+    print(f"{outcome.output}: {outcome.size[0]} x {outcome.size[1]} in {outcome.seconds:.1f} s")
+    print(f"{sheet}: look at it")
+    print("Next: source .venv/bin/activate, then: restore sr --scale 4 YOUR_PICTURE")
 
 
 def draw_side_by_side(result: Path, sheet: Path, name: str) -> None:

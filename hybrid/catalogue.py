@@ -46,6 +46,7 @@ class WeightsFile(_Strict):
         urls: Direct addresses, the publisher's own first.
         page: Page or shared folder where a person finds the file.
         size: Bytes, where known.
+        parameters: Number of parameters of the network, where known: a file of another number is another network.
         sha256: Hash of the bytes, where known.
         shipped: Path inside the package, for files that come with it.
         published: Data set to metric to the value that its authors report.
@@ -55,6 +56,7 @@ class WeightsFile(_Strict):
     urls: tuple[Url, ...] = ()
     page: Url | None = None
     size: Annotated[int, Field(gt=0)] | None = None
+    parameters: Annotated[int, Field(gt=0)] | None = None
     sha256: Sha256 | None = None
     shipped: PackagePath | None = None
     published: dict[str, dict[str, float]] = {}
@@ -106,7 +108,7 @@ class Entry(_Strict):
         """
         scales = ", ".join(str(known) for known in sorted(self.files))
         if scale is None and len(self.files) > 1:
-            raise RequestError(f"{self.name} has several scales.", hint=f"Say which with --scale: {scales}.")
+            raise RequestError(f"{self.name} has several scales.", hint=f"Say which scale: {scales}.")
         chosen = next(iter(self.files)) if scale is None else scale
         if chosen not in self.files:
             raise RequestError(f"{self.name} has no weights for scale {chosen}.", hint=f"Its scales: {scales}.")

@@ -20,7 +20,9 @@ _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_size(size: str | int) -> int:
-    """Bytes of a size as people write it: units of 1000 (kB, MB, GB, TB), of 1024 (KiB, MiB, GiB, TiB), or plain bytes.
+    """Bytes of a size as people write it: units of 1000 (kB, MB, GB, TB) or of 1024 (KiB, MiB, GiB, TiB).
+
+    An integer is bytes; a text needs its unit, since who writes 2000 hardly means two kilobytes.
 
     Raises:
         RequestError: Not a size, or not above zero.
@@ -29,7 +31,7 @@ def parse_size(size: str | int) -> int:
     (2000000000, 1610612736, 800000000, 4096)
     """
     match = None if isinstance(size, bool) else re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)(b?)\s*", str(size), re.I)
-    if match is None or (match[3] and not match[2]):
+    if match is None or (match[3] and not match[2]) or (isinstance(size, str) and not (match[2] or match[4])):
         raise RequestError(f"{size!r} is not a size.", hint="Write it like 2GB, 1.5GiB or 800MB.")
     unit = match[2].upper()
     value = float(match[1]) * (_BINARY[unit] if match[3] else _DECIMAL[unit])

@@ -110,15 +110,15 @@ class TilePlan:
         return BYTES_PER_FLOAT * self.out_channels * math.prod(side * self.scale for side in self.shape[1:])
 
     def describe(self) -> str:
-        """One line for people.
+        """One line for people, with sizes as they write them: width first.
 
         >>> plan_tiles((500, 700), scale=2, tile=256, overlap=32, multiple=16, out_channels=3, floats_per_pixel=500).describe()
-        '9 tiles of 256 x 256 over 500 x 700, overlap 32, about 138 MB'
+        '9 tiles of 256 x 256 over 700 x 500, overlap 32, about 138 MB'
         """
-        shape = " x ".join(map(str, self.shape))
+        shape = " x ".join(map(str, reversed(self.shape)))
         if self.whole:
             return f"{shape} in one piece, about {format_size(self.memory_bytes)}"
-        tile = " x ".join(map(str, self.tile))
+        tile = " x ".join(map(str, reversed(self.tile)))
         return f"{self.count} tiles of {tile} over {shape}, overlap {self.overlap}, about {format_size(self.memory_bytes)}"
 
     def to_dict(self) -> dict[str, Any]:

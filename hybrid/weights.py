@@ -17,7 +17,7 @@ from typing import Literal
 
 from hybrid.catalogue import Catalogue, Entry, WeightsFile
 from hybrid.downloads import OnProgress, Timeouts, download
-from hybrid.errors import RequestError, ResourceError, WeightsError
+from hybrid.errors import HybridError, RequestError, ResourceError, WeightsError
 from hybrid.records import replacing, sha256_file
 
 log = logging.getLogger(__name__)
@@ -285,12 +285,9 @@ def fallback(catalogue: Catalogue, entry: Entry, scale: int) -> Entry | None:
     return stand_in if catalogue.shipped_path(stand_in, scale) is not None else None
 
 
-def fallback_notice(store: Store, asked: Entry, used: Entry, scale: int, reason: str) -> str:
-    """One line that says what ran instead of what was asked for, why, and how to get that."""
-    return (
-        f"Ran {used.name}, which is shipped with the package, in place of {asked.name}: {reason} "
-        f"To get {asked.name}: {store.how_to_get(asked, scale)}"
-    )
+def fallback_notice(asked: Entry, used: Entry, why: HybridError) -> str:
+    """One line that says what runs instead of what was asked for, why, and how to get that."""
+    return f"Using {used.name}, small and shipped with the package, in place of {asked.name}. {why}"
 
 
 def _given_file(name_or_path: str | Path, catalogue: Catalogue) -> Path | None:

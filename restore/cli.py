@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from restore.cli_bench import bench
+from restore.cli_compare import compare
+from restore.cli_interpolate import interpolate
 from restore.cli_models import models
 from restore.cli_train import train
 
@@ -18,8 +20,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+models.command()(interpolate)
 app.add_typer(models, name="models")
 app.command()(bench)
+app.command()(compare)
 app.command()(train)
 
 Format = Literal["png", "jpeg", "tiff", "webp", "avif"]
@@ -30,7 +34,12 @@ PrecisionName = Literal["auto", "float32", "bf16", "fp16"]
 def sr(
     inputs: Annotated[list[str], typer.Argument(help="Pictures, folders (searched recursively) or quoted globs.")],
     model: Annotated[str, typer.Option(help="A name from `restore models list`.")] = "hat",
-    scale: Annotated[int | None, typer.Option(help="Enlargement; needed where a model has several. Default 4.")] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Enlargement: one of the model's, or any fraction such as 2.7. Default 4.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Final size in pixels in place of --scale: 3840x2160, or 3840x or x2160 to keep the ratio.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file; takes the place of --model.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File for one input, folder for many.")] = None,
     format: Annotated[Format | None, typer.Option(help="Format of the outputs. Default: the input's.")] = None,
@@ -42,18 +51,25 @@ def sr(
     max_pixels: Annotated[int | None, typer.Option(min=1, help="Accept pictures of up to this many pixels.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[PrecisionName, typer.Option(help="What the network computes in.")] = "auto",
+    ensemble: Annotated[
+        bool,
+        typer.Option("--ensemble", help="Average over eight flips and turns: eight times as long."),
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print tiles, memory and time, and write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Enlarge pictures: colour depth, alpha, profile and metadata stay as they are."""
     from restore.cli_sr import Request, run
+    from restore.final_size import asked_size
 
+    network_scale, final = asked_size(scale, size)
     run(
         Request(
             inputs=tuple(inputs),
             source=weights if weights is not None else model,
-            scale=scale if scale is not None or weights is not None else 4,
+            scale=network_scale if network_scale is not None or weights is not None or final is not None else 4,
+            final=final,
             output=output,
             format=format,
             quality=quality,
@@ -64,6 +80,7 @@ def sr(
             max_pixels=max_pixels,
             device=device,
             precision=precision,
+            ensemble=ensemble,
             plan_only=plan,
             json=json,
             quiet=quiet,

@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hybrid.devices import set_threads
-from hybrid.errors import HybridError, OutputError, RequestError
+from hybrid.errors import HybridError, OutputError, RequestError, ResourceError, WeightsError
 from hybrid.memory import parse_size
+from hybrid.weights import Resolved
+from restore.ensemble import SelfEnsemble
+from restore.final_size import FinalSize, suitable_scales
 from restore.images import MAX_PIXELS, SaveOptions, check_pixels, probe
 from restore.inputs import Job, check_format, check_name, keep_inputs, plan_jobs, shown
-from restore.loading import build, find_weights
+from restore.loading import build, catalogue, find_weights
 from restore.models.base import RestorationNetwork
 from restore.super_resolution import (
     Outcome,
@@ -27,10 +30,12 @@ from restore.super_resolution import (
     enlarge_file,
     expected_seconds,
     plan_picture,
+    result_size,
     seconds_per_pixel,
 )
 
 Failure = tuple[Job, HybridError]
+Loaded = tuple[RestorationNetwork, str | None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Request:
     inputs: tuple[str, ...]
     source: str | Path
     scale: int | None
+    final: FinalSize | None
     output: Path | None
     format: str | None
     quality: int
@@ -50,6 +56,7 @@ class Request:
     max_pixels: int | None
     device: str
     precision: str
+    ensemble: bool
     plan_only: bool
     json: bool
     quiet: bool
@@ -66,6 +73,7 @@ class Request:
             max_pixels=self.max_pixels or MAX_PIXELS,
             overwrite=self.overwrite,
             save=SaveOptions(format=self.format, quality=self.quality, lossless=self.lossless),
+            final=self.final,
         )
 
 
@@ -84,23 +92,61 @@ def run(request: Request) -> None:
     if len(inputs) == 1:
         check_name(inputs[0])
         check_pixels(probe(inputs[0].source), settings.max_pixels)
-    with _progress(talk) as progress:
-        network, stand_in = _load(request, progress)
-    if stand_in:
-        talk.print(stand_in, style="yellow")
-    elif network.source and network.source.notice:
-        talk.print(network.source.notice, style="dim")
-    jobs = plan_jobs(list(request.inputs), request.output, tag=f"_x{network.card.scale}", format=request.format)
-    keep_inputs(jobs)
-    if request.plan_only:
-        failures = _plan_all(network, jobs, settings, talk, request.json)
+    if request.final is None:
+        loaded = _load(request, (request.scale,), talk)
+        jobs = _jobs(request, f"_x{loaded[0].card.scale}")
+        failures = _work(request, settings, loaded, jobs, talk, many=len(jobs) > 1)
     else:
-        failures = _enlarge_all(network, jobs, settings, (stand_in,) if stand_in else (), talk, request.json)
+        jobs, failures = _jobs(request, request.final.tag), []
+        for scales, group in _by_scales(request, request.final, jobs).items():
+            failures += _work(request, settings, _load(request, scales, talk), group, talk, many=len(jobs) > 1)
     _raise_failures(failures, len(jobs))
 
 
+def _jobs(request: Request, tag: str) -> list[Job]:
+    jobs = plan_jobs(list(request.inputs), request.output, tag=tag, format=request.format)
+    keep_inputs(jobs)
+    return jobs
+
+
+def _by_scales(request: Request, final: FinalSize, jobs: list[Job]) -> dict[tuple[int | None, ...], list[Job]]:
+    """Pictures by the scales of the network that lead to their final size, best first; a file has its one scale."""
+    if isinstance(request.source, Path) or request.source.lower() not in catalogue():
+        return {(None,): jobs}
+    scales = catalogue().entry(request.source).files
+    groups: dict[tuple[int | None, ...], list[Job]] = {}
+    unread = []
+    for job in jobs:
+        try:
+            info = probe(job.source)
+        except HybridError:
+            unread.append(job)  # its own turn will say what is wrong with it
+        else:
+            groups.setdefault(suitable_scales(final.wanted(info.width, info.height), scales), []).append(job)
+    if not groups:
+        return {(max(scales),): unread}
+    next(iter(groups.values())).extend(unread)
+    return groups
+
+
+def _work(
+    request: Request, settings: RunSettings, loaded: Loaded, jobs: list[Job], talk: Console, *, many: bool
+) -> list[Failure]:
+    network, stand_in = loaded
+    if request.plan_only:
+        return _plan_all(network, jobs, settings, talk, request.json, many=many)
+    return _enlarge_all(network, jobs, settings, (stand_in,) if stand_in else (), talk, request.json, many=many)
+
+
 def _enlarge_all(
-    network: RestorationNetwork, jobs: list[Job], settings: RunSettings, notes: tuple[str, ...], talk: Console, as_json: bool
+    network: RestorationNetwork,
+    jobs: list[Job],
+    settings: RunSettings,
+    notes: tuple[str, ...],
+    talk: Console,
+    as_json: bool,
+    *,
+    many: bool,
 ) -> list[Failure]:
     failures = []
     with _progress(talk) as progress:
@@ -111,13 +157,15 @@ def _enlarge_all(
                     outcome = _one(network, job, settings, notes, progress)
             except HybridError as error:
                 failures.append((job, error))
-                _tell(failures[-1], len(jobs), talk)
+                _tell(failures[-1], talk, many=many)
             else:
                 _report(outcome, notes, talk, as_json)
     return failures
 
 
-def _plan_all(network: RestorationNetwork, jobs: list[Job], settings: RunSettings, talk: Console, as_json: bool) -> list[Failure]:
+def _plan_all(
+    network: RestorationNetwork, jobs: list[Job], settings: RunSettings, talk: Console, as_json: bool, *, many: bool
+) -> list[Failure]:
     """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
     out = Console(highlight=False, soft_wrap=True, emoji=False)
     per_pixel = seconds_per_pixel(network)
@@ -132,17 +180,35 @@ def _plan_all(network: RestorationNetwork, jobs: list[Job], settings: RunSetting
             plan = plan_picture(network, info, settings)
         except HybridError as error:
             failures.append((job, error))
-            _tell(failures[-1], len(jobs), talk)
+            _tell(failures[-1], talk, many=many)
             continue
         if as_json:
-            facts = {"input": str(job.source), "output": str(job.target), "seconds": expected_seconds(plan, per_pixel)}
-            out.out(json.dumps(facts | {"plan": plan.to_dict()}, ensure_ascii=False))
+            facts: dict[str, object] = {"input": str(job.source), "output": str(job.target)}
+            facts |= {"seconds": expected_seconds(plan, per_pixel)}
+            out.out(
+                json.dumps(facts | {"size": result_size(plan.scale, info, settings), "plan": plan.to_dict()}, ensure_ascii=False)
+            )
         else:
-            out.out(f"{job.source}: {describe_plan(plan, info, per_pixel)}")
+            out.out(f"{job.source}: {describe_plan(plan, info, settings, per_pixel)}")
     return failures
 
 
-def _load(request: Request, progress: Progress) -> tuple[RestorationNetwork, str | None]:
+def _load(request: Request, scales: tuple[int | None, ...], talk: Console) -> Loaded:
+    """The network of the first of these scales whose weights, or a stand-in's, can be had, and a line about the stand-in."""
+    set_threads()  # no more than this process may use, which torch does not ask a container for
+    with _progress(talk) as progress:
+        scale, (found, stand_in) = _find(request.source, scales, progress)
+        network = build(found, scale=scale, device=request.device, precision=request.precision)
+    if stand_in:
+        talk.print(stand_in, style="yellow")
+    elif network.source and network.source.notice:
+        talk.print(network.source.notice, style="dim")
+    return SelfEnsemble(network) if request.ensemble else network, stand_in
+
+
+def _find(
+    source: str | Path, scales: tuple[int | None, ...], progress: Progress
+) -> tuple[int | None, tuple[Resolved, str | None]]:
     task = None
 
     def on_download(done: int, total: int) -> None:
@@ -151,9 +217,14 @@ def _load(request: Request, progress: Progress) -> tuple[RestorationNetwork, str
             task = progress.add_task("weights")
         progress.update(task, completed=done // 1024, total=total // 1024)
 
-    set_threads()  # no more than this process may use, which torch does not ask a container for
-    found, stand_in = find_weights(request.source, request.scale, stand_in=True, on_progress=on_download)
-    return build(found, scale=request.scale, device=request.device, precision=request.precision), stand_in
+    first: HybridError | None = None
+    for scale in scales:
+        try:
+            return scale, find_weights(source, scale, stand_in=True, on_progress=on_download)
+        except (WeightsError, ResourceError) as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _one(network: RestorationNetwork, job: Job, settings: RunSettings, notes: tuple[str, ...], progress: Progress) -> Outcome:
@@ -201,10 +272,10 @@ def _report(outcome: Outcome, notes: tuple[str, ...], talk: Console, as_json: bo
         talk.print(f"  note: {note}", style="dim")
 
 
-def _tell(failure: Failure, count: int, talk: Console) -> None:
+def _tell(failure: Failure, talk: Console, *, many: bool) -> None:
     """Say at once why one of several pictures failed, quiet or not; of a single one the command's own error tells."""
     job, error = failure
-    if count > 1:
+    if many:
         (_console(quiet=False) if talk.quiet else talk).print(f"failed: {shown(job.source)}: {error}", style="red")
 
 

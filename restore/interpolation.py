@@ -35,15 +35,15 @@ def resize(image: NDArray[np.float32], size: tuple[int, int], method: Method, an
     [0.5, 2.5]
     """
     height, width, channels = image.shape
-    rows = _weights(height, size[0], method, antialias) @ image.reshape(height, width * channels)
+    rows = resize_matrix(height, size[0], method, antialias) @ image.reshape(height, width * channels)
     turned = rows.reshape(size[0], width, channels).transpose(1, 0, 2).reshape(width, -1)
-    columns = _weights(width, size[1], method, antialias) @ turned
+    columns = resize_matrix(width, size[1], method, antialias) @ turned
     return np.ascontiguousarray(columns.reshape(size[1], size[0], channels).transpose(1, 0, 2))
 
 
 @lru_cache(maxsize=256)
-def _weights(length: int, outputs: int, method: Method, antialias: bool) -> csr_array:
-    """The matrix of one axis, float32; each row sums to 1."""
+def resize_matrix(length: int, outputs: int, method: Method, antialias: bool) -> csr_array:
+    """The (outputs, length) matrix of one axis, float32, with sorted indices; each row sums to 1."""
     taps, values = _area(length, outputs) if method == "area" else _interpolation(length, outputs, method, antialias)
     values = values / values.sum(axis=1, keepdims=True)
     used = values != 0

@@ -76,7 +76,7 @@ def find_weights(
         if other is None:
             raise
         found = resolve(other.name, chosen, known, store, allow_download=False)
-        return found, fallback_notice(store, entry, other, chosen, error.message)
+        return found, fallback_notice(entry, other, error)
 
 
 def weights_state(entry: Entry, store: Store) -> str:

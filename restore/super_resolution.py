@@ -25,7 +25,10 @@ from hybrid.memory import activation_budget, format_size, release_memory
 from hybrid.records import Record, record_path, sha256_file, timestamp, write_record
 from hybrid.tile_plan import BYTES_PER_FLOAT
 from hybrid.tiles import TilePlan, plan_tiles, run_tiles
-from restore.colour import LUMA_ROUTE_VALUES, enlarge_by_luma
+from restore.colour import LUMA_ROUTE_VALUES
+from restore.ensemble import NOTE as ENSEMBLE_NOTE
+from restore.ensemble import SelfEnsemble
+from restore.final_size import FinalSize, RowResizer, resize_note
 from restore.images import (
     MAX_PIXELS,
     Picture,
@@ -41,8 +44,10 @@ from restore.images import (
     to_unit,
 )
 from restore.models.base import RestorationNetwork
+from restore.planes import AnyPlanes
 
 OnProgress = Callable[[int, int], None]
+WriteRows = Callable[[int, np.ndarray], None]
 
 SHARE_OF_MEMORY = 0.5
 """Part of the free memory that a run takes when no limit is given: the rest stays for the system and other programs."""
@@ -62,6 +67,7 @@ class RunSettings:
         max_pixels: Pictures of more pixels are refused.
         overwrite: Whether a file that is there may be replaced.
         save: How to encode.
+        final: The size of the results; None for what the network gives.
     """
 
     tile: Literal["auto"] | int | None = "auto"
@@ -69,6 +75,7 @@ class RunSettings:
     max_pixels: int = MAX_PIXELS
     overwrite: bool = False
     save: SaveOptions = field(default_factory=SaveOptions)
+    final: FinalSize | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,8 @@ def plan_picture(network: RestorationNetwork, info: PictureInfo, settings: RunSe
     planes = info.channels + info.alpha
     held = info.width * info.height * planes * np.dtype(info.dtype).itemsize
     working = BYTES_PER_FLOAT * card.working_floats
+    if (resizer := _resizer(card.scale, info, settings, lambda top, rows: None)) is not None:
+        held += resizer.bytes
     device = next(network.parameters()).device
     budget = activation_budget(settings.memory, device, held + working + WRITER_RESERVE)
     if settings.memory is None:
@@ -130,6 +139,34 @@ def plan_picture(network: RestorationNetwork, info: PictureInfo, settings: RunSe
         floats_per_pixel=_floats_per_pixel(card, info.channels),
         budget_bytes=budget if settings.tile == "auto" or settings.memory is not None else None,
     )
+
+
+def result_size(scale: int, info: PictureInfo, settings: RunSettings) -> tuple[int, int]:
+    """Width and height of the result of a network of that scale."""
+    if settings.final is not None:
+        return settings.final.of(info.width, info.height)
+    return info.width * scale, info.height * scale
+
+
+def _resizer(scale: int, info: PictureInfo, settings: RunSettings, write: WriteRows) -> RowResizer | None:
+    """From the network's size to the final one; None where they are the same."""
+    width, height = result_size(scale, info, settings)
+    source = info.height * scale, info.width * scale
+    return None if source == (height, width) else RowResizer(source, (height, width), info.channels + info.alpha, write)
+
+
+def _row_writer(scale: int, info: PictureInfo, settings: RunSettings, write: WriteRows) -> WriteRows:
+    """A function that takes the network's float rows and hands the result's, in the picture's sample type, to `write`."""
+
+    def store(top: int, rows: np.ndarray) -> None:
+        write(top, from_unit(rows, info.dtype))
+
+    def store_resized(top: int, rows: np.ndarray) -> None:
+        np.clip(rows[..., info.channels :], 0, 1, out=rows[..., info.channels :])  # bicubic overshoots; alpha must not
+        store(top, rows)
+
+    resizer = _resizer(scale, info, settings, store_resized)
+    return store if resizer is None else resizer.add
 
 
 def _floats_per_pixel(card: ModelCard, channels: int) -> int:
@@ -164,15 +201,16 @@ def enlarge(
     """Enlarge a picture in memory; colour, alpha, sample type and metadata stay of their kind."""
     settings = settings or RunSettings()
     height, width, channels = picture.colour.shape
-    scale, dtype = network.card.scale, picture.colour.dtype
-    planes = channels + (picture.alpha is not None)
+    dtype = picture.colour.dtype
     info = PictureInfo(Path(), width, height, channels, picture.alpha is not None, dtype.name, "", "")
-    result = np.empty((height * scale, width * scale, planes), dtype)
+    size = result_size(network.card.scale, info, settings)
+    result = np.empty((size[1], size[0], channels + info.alpha), dtype)
 
     def keep(top: int, rows: np.ndarray) -> None:
         result[top : top + len(rows)] = rows
 
-    _run(network, picture, plan_picture(network, info, settings), keep, on_progress)
+    write = _row_writer(network.card.scale, info, settings, keep)
+    _run(network, picture, plan_picture(network, info, settings), write, on_progress)
     alpha = np.ascontiguousarray(result[..., channels]) if picture.alpha is not None else None
     return Picture(np.ascontiguousarray(result[..., :channels]), alpha, picture.metadata)
 
@@ -210,19 +248,21 @@ def enlarge_file(
     plan = plan_picture(network, info, settings)
     picture = read_picture(source, max_pixels=settings.max_pixels)
     scale = network.card.scale
+    size = result_size(scale, info, settings)
+    if size != (made := (info.width * scale, info.height * scale)):
+        notes = (*notes, resize_note(made, size))
     record = _record(network, source, target, plan, started, notes)
     options = replace(settings.save, description=_embedded(record))
     with PictureWriter(
         target,
-        info.width * scale,
-        info.height * scale,
+        *size,
         info.channels,
         alpha=info.alpha,
         dtype=info.dtype,
         metadata=picture.metadata,
         options=options,
     ) as writer:
-        _run(network, picture, plan, writer.write_rows, on_progress)
+        _run(network, picture, plan, _row_writer(scale, info, settings, writer.write_rows), on_progress)
         release_memory()  # the encoder's buffers take the place of the activations, not one beside the other
     said = (*picture.metadata.notes, *writer.notes)
     seconds = time.perf_counter() - clock
@@ -231,17 +271,17 @@ def enlarge_file(
     except BaseException:
         target.unlink(missing_ok=True)  # no result without its record
         raise
-    return Outcome(source, target, (info.width * scale, info.height * scale), seconds, plan.describe(), said)
+    return Outcome(source, target, size, seconds, plan.describe(), said)
 
 
 def _run(
     network: RestorationNetwork,
     picture: Picture,
     plan: TilePlan,
-    write: Callable[[int, np.ndarray], None],
+    write: WriteRows,
     on_progress: OnProgress | None,
 ) -> None:
-    """Run the planned tiles of a picture; `write` gets finished rows (h, W, planes) in the picture's sample type."""
+    """Run the planned tiles of a picture; `write` gets finished rows (h, W, planes), float32 in the picture's range."""
     colour, alpha = picture.colour, picture.alpha
     if alpha is not None:
         colour = fill_transparent(colour, alpha)
@@ -258,10 +298,10 @@ def _run(
         if (low, high) != (0.0, 1.0):
             rows = rows.copy()
             rows[..., : colour.shape[2]] = rows[..., : colour.shape[2]] * (high - low) + low
-        write(top, from_unit(rows, colour.dtype))
+        write(top, rows)
 
     device = next(network.parameters()).device
-    run_tiles(_AnyPlanes(network, colour.shape[2]), read, plan, finish, device=device, on_progress=on_progress)
+    run_tiles(AnyPlanes(network, colour.shape[2]), read, plan, finish, device=device, on_progress=on_progress)
 
 
 def _float_range(colour: np.ndarray) -> tuple[float, float]:
@@ -272,39 +312,6 @@ def _float_range(colour: np.ndarray) -> tuple[float, float]:
     if not np.isfinite((low, high)).all():
         raise InputError("The picture holds values that are not finite.", hint="Replace NaN and infinity in it.")
     return min(0.0, low), max(1.0, high)
-
-
-class _AnyPlanes:
-    """A network of three channels or one, run on gray or RGB planes and an alpha plane of its own.
-
-    A network of luma gets a gray plane as it is, in full swing.
-    """
-
-    def __init__(self, network: RestorationNetwork, channels: int) -> None:
-        self.network, self.channels = network, channels
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(1, channels [+ 1], H, W) to the same planes, enlarged."""
-        colour = self._colour(x[:, : self.channels])
-        return colour if x.shape[1] == self.channels else torch.cat((colour, self._alpha(x[:, self.channels :])), 1)
-
-    def _colour(self, x: Tensor) -> Tensor:
-        takes = self.network.card.channels
-        if takes == x.shape[1]:
-            return self.network(x)
-        if takes == 3:
-            return self.network(x.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
-        if self.network.card.luma:
-            return enlarge_by_luma(self.network, x, self.network.card.scale)
-        return self.network(x.transpose(0, 1)).transpose(0, 1)
-
-    def _alpha(self, x: Tensor) -> Tensor:
-        """Alpha is enlarged like a gray picture; where it is constant it stays so, exactly and at no cost."""
-        first = x[..., :1, :1]
-        if bool((x == first).all()):
-            scale = self.network.card.scale
-            return first.expand(-1, -1, x.shape[2] * scale, x.shape[3] * scale)
-        return self._colour(x).clamp(0, 1)
 
 
 def _record(
@@ -326,7 +333,7 @@ def _record(
         started=started,
         seconds=0.0,
         tiles=plan.describe(),
-        notes=notes,
+        notes=(*notes, ENSEMBLE_NOTE) if isinstance(network, SelfEnsemble) else notes,
     )
 
 
@@ -337,12 +344,12 @@ def _embedded(record: Record) -> str:
     return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
 
 
-def describe_plan(plan: TilePlan, info: PictureInfo, per_pixel: float) -> str:
+def describe_plan(plan: TilePlan, info: PictureInfo, settings: RunSettings, per_pixel: float) -> str:
     """One line: tiles, memory of the activations, size of the result, time."""
-    scale = plan.scale
-    result = info.width * info.height * scale**2 * (info.channels + info.alpha) * np.dtype(info.dtype).itemsize
+    width, height = result_size(plan.scale, info, settings)
+    result = width * height * (info.channels + info.alpha) * np.dtype(info.dtype).itemsize
     return (
-        f"{plan.describe()}; result {info.width * scale} x {info.height * scale}, {format_size(result)} uncompressed; "
+        f"{plan.describe()}; result {width} x {height}, {format_size(result)} uncompressed; "
         f"about {format_duration(expected_seconds(plan, per_pixel))}"
     )
 

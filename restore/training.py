@@ -221,12 +221,17 @@ def run(
     """
     if recipe.network.family not in MODULES:
         raise RequestError(f"There is no family {recipe.network.family!r}.", hint=f"Choose one of {', '.join(MODULES)}.")
+    if not data.is_dir():
+        raise InputError(f"There is no folder {data}.", hint="Give --data with a folder of photographs.")
     files = sorted(p for p in data.rglob("*") if p.suffix.lower() in PICTURES)
     held_out = [f for f in files if f.name in recipe.data.validation]
     missing = set(recipe.data.validation) - {f.name for f in held_out}
     if missing or len(files) == len(held_out):
         what = f"lacks the validation photographs {', '.join(sorted(missing))}" if missing else "holds nothing to train on"
-        raise InputError(f"The folder {data.name} {what}.", hint="Give --data with the folder that the recipe was written for.")
+        raise InputError(
+            f"The folder {data.name} {what}.",
+            hint="Give the recipe's own folder, or a copy of the recipe with names of your photographs under data.validation.",
+        )
     torch.manual_seed(recipe.training.seed)
     try:
         network = family(recipe.network.family).create(scale=recipe.scale, **recipe.network.options)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hybrid.catalogue import Catalogue
+from restore.loading import catalogue
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -16,3 +19,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the parity and benchmark data in {folder}, which this checkout does not have beside it")
     return folder
+
+
+@pytest.fixture
+def small_for_hat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue without HAT x4's number of parameters, so that the small shipped network can play its part."""
+    whole = catalogue()
+    entry = whole.entry("hat")
+    small = entry.model_copy(update={"files": entry.files | {4: entry.files[4].model_copy(update={"parameters": None})}})
+    known = Catalogue(whole.entries | {"hat": small}, whole.package)
+    monkeypatch.setattr("restore.loading.catalogue", lambda: known)

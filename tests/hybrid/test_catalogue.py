@@ -64,7 +64,7 @@ def test_requests_that_cannot_be_met(tmp_path: Path, catalogue: Catalogue) -> No
         ("smal", 4, RequestError, "no model named 'smal'. Did you mean small?"),
         ("zzzzzz", 4, RequestError, "Known: net, small"),
         ("net", 3, RequestError, "net has no weights for scale 3. Its scales: 2, 4."),
-        ("net", None, RequestError, "net has several scales. Say which with --scale: 2, 4."),
+        ("net", None, RequestError, "net has several scales. Say which scale: 2, 4."),
         ("absent.pth", 4, WeightsError, "There is no file absent.pth"),
         ("some/where", 4, WeightsError, "There is no file some/where"),
         (str(tmp_path), 4, WeightsError, "is a folder"),
@@ -77,8 +77,9 @@ def test_fallback_is_the_callers_step(tmp_path: Path, catalogue: Catalogue) -> N
     net, small = catalogue.entry("net"), catalogue.entry("small")
     assert fallback(catalogue, net, 4) == small
     assert fallback(catalogue, net, 2) is None and fallback(catalogue, small, 4) is None
-    notice = fallback_notice(Store(tmp_path / "cache"), net, small, 4, "n4.pth is not here.")
-    assert "\n" not in notice and "Ran small" in notice and "restore models pull net --scale 4" in notice
+    why = WeightsError("n4.pth is not here.", hint="Get it: restore models pull net --scale 4")
+    notice = fallback_notice(net, small, why)
+    assert "\n" not in notice and "Using small" in notice and "restore models pull net --scale 4" in notice
     (tmp_path / "package/weights/small.safetensors").unlink()
     assert fallback(catalogue, net, 4) is None
     with pytest.raises(WeightsError, match=r"installation lacks small\.safetensors"):

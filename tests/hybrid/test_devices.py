@@ -180,7 +180,6 @@ def test_machine_is_described_in_plain_values() -> None:
         ("2g", 2 * 10**9),
         ("64 KiB", 65536),
         (".5TB", 5 * 10**11),
-        ("4096", 4096),
         (4096, 4096),
     ],
 )
@@ -188,7 +187,9 @@ def test_sizes_are_read_as_people_write_them(text: str | int, size: int) -> None
     assert memory.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "2XB", "2 G B", "-1GB", "1,5GB", "iB", "2iB", "0", "0.1", "nan", "1e9", True, 0, -5])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "2XB", "2 G B", "-1GB", "1,5GB", "iB", "2iB", "0", "0.1", "4096", "nan", "1e9", True, 0, -5]
+)
 def test_what_is_no_size_is_refused(text: str | int) -> None:
     with pytest.raises(RequestError, match="like 2GB"):
         memory.parse_size(text)

@@ -175,7 +175,7 @@ def test_asked_tile_is_taken_down_to_the_multiple() -> None:
 
 def test_plan_as_text_and_as_plain_values() -> None:
     tiles = plan((500, 40), 96)
-    assert tiles.describe() == "7 tiles of 96 x 40 over 500 x 40, overlap 16, about 1.6 MB"
+    assert tiles.describe() == "7 tiles of 40 x 96 over 40 x 500, overlap 16, about 1.6 MB"
     facts = json.loads(json.dumps(tiles.to_dict()))
     assert facts["count"] == tiles.count == len(list(tiles.boxes())) == math.prod(tiles.grid)
     assert facts["tile"] == [96, 40] and facts["memory_bytes"] == tiles.memory_bytes

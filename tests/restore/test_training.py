@@ -269,7 +269,11 @@ def test_a_run_starts_from_its_seed(photos: Path, tmp_path: Path) -> None:
         ({"network.family": "hatt"}, RequestError, r"no family 'hatt'.*hat"),
         ({"network.options": {"width": 3}}, RequestError, r"options do not fit.*width.*network\.options"),
         ({"scale": 5}, RequestError, r"options do not fit.*not by 5"),
-        ({"data.validation": ["c.png", "z.png"]}, InputError, r"photos lacks the validation photographs z\.png.*--data"),
+        (
+            {"data.validation": ["c.png", "z.png"]},
+            InputError,
+            r"photos lacks the validation photographs z\.png.*data\.validation",
+        ),
         ({"data.validation": ["a.png", "b.png", "c.png"]}, InputError, "holds nothing to train on"),
     ],
 )
