@@ -176,6 +176,7 @@ def test_a_hostile_archive_writes_nothing(cache: Path, tmp_path: Path) -> None:
     assert set(files(tmp_path)) == {"w.zip"} and not (tmp_path.parent / "evil.pth").exists()
 
 
+@pytest.mark.usefixtures("small_for_hat")
 def test_a_checkpoint_with_the_suffix_of_an_archive_is_imported_by_name(cache: Path) -> None:
     Path("hat.zip").write_bytes(COMPACT.read_bytes())
     assert models("import", "hat.zip").code == 4
