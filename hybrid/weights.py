@@ -99,7 +99,7 @@ class Store:
         if not path.is_file():
             return None
         found = _hash(path)
-        if (expected := self._expected(file)) is None:
+        if (expected := self.expected(file)) is None:
             self._record(file, found)
         elif found != expected:
             known = "the published one" if file.sha256 else "what it was when it came"
@@ -194,7 +194,7 @@ class Store:
     def _proven(self, path: Path, file: WeightsFile) -> str:
         """The hash of a complete file, after it has proved to be the one expected or, where none is known, weights at all."""
         found = _hash(path)
-        expected = self._expected(file)
+        expected = self.expected(file)
         if expected is not None and found != expected:
             known = "the published" if file.sha256 else "the first recorded"
             raise WeightsError(
@@ -207,7 +207,7 @@ class Store:
             read_checkpoint(path)
         return found
 
-    def _expected(self, file: WeightsFile) -> str | None:
+    def expected(self, file: WeightsFile) -> str | None:
         if file.sha256:
             return file.sha256
         try:

@@ -366,7 +366,7 @@ def _state(packed: Packed, entry: Entry, store: Store) -> State:
     except WeightsError as error:
         log.info("to be replaced: %s", error.message)
         here = False
-    expected = store._expected(file)
+    expected = store.expected(file)
     if expected is not None and packed.sha256 != expected:
         known = "the published one" if file.sha256 else "the one that was cached first"
         path = store.path(file)
