@@ -208,6 +208,7 @@ class Store:
         return found
 
     def expected(self, file: WeightsFile) -> str | None:
+        """The hash a file must have: the published one, else that of its first download; None where neither is known."""
         if file.sha256:
             return file.sha256
         try:
