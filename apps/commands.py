@@ -44,7 +44,8 @@ def _run(app: Callable[..., object]) -> NoReturn:
     except HybridError as error:
         _complain(f"error: {error}", error.exit_code)
     except Stopped as stop:
-        _complain("interrupted; nothing half-written is left", stop.exit_code)
+        resumable = bool(getattr(stop, "__notes__", ()))  # the command has said how to go on
+        _complain("interrupted" if resumable else "interrupted; nothing half-written is left", stop.exit_code)
     sys.exit(0)
 
 

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from data_specs.files import Checked, FoundImages, ImagePair, check_files, find_images
 from data_specs.schema import DataSpec, Layout, Protocol, Published, Source, SuperResolutionSpec
+from data_specs.segmentation_schema import SegmentationSpec
+from data_specs.volume_files import FoundVolumes, VolumeCase, find_volumes
 from hybrid.errors import InputError, RequestError
 
 __all__ = [
@@ -18,15 +20,19 @@ __all__ = [
     "Checked",
     "DataSpec",
     "FoundImages",
+    "FoundVolumes",
     "ImagePair",
     "Layout",
     "Protocol",
     "Published",
+    "SegmentationSpec",
     "Source",
     "SuperResolutionSpec",
+    "VolumeCase",
     "available",
     "check_files",
     "find_images",
+    "find_volumes",
     "folder_spec",
     "load_spec",
 ]
@@ -34,18 +40,19 @@ __all__ = [
 FOLDER = Path(__file__).resolve().parent
 
 # The kind of description that each task uses.
-KINDS: dict[str, type[DataSpec]] = {"super-resolution": SuperResolutionSpec}
+KINDS: dict[str, type[DataSpec]] = {"super-resolution": SuperResolutionSpec, "segmentation": SegmentationSpec}
 
 Kind = TypeVar("Kind", bound=DataSpec)
 
 
-def available() -> tuple[str, ...]:
-    """Names of the described data sets.
+def available(kind: type[DataSpec] = SuperResolutionSpec) -> tuple[str, ...]:
+    """Names of the described data sets of one kind.
 
-    >>> "set5" in available()
-    True
+    >>> "set5" in available(), "btcv" in available(SegmentationSpec)
+    (True, True)
     """
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    tasks = {task for task, each in KINDS.items() if issubclass(each, kind)}
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml") if _read_yaml(path).get("task") in tasks))
 
 
 @overload
@@ -70,7 +77,7 @@ def load_spec(name_or_path: str | Path, kind: type[DataSpec] = SuperResolutionSp
     >>> load_spec("set5").images
     5
     """
-    path = _locate(name_or_path)
+    path = _locate(name_or_path, kind)
     facts = _read_yaml(path)
     task = facts.get("task")
     if task not in KINDS:
@@ -109,16 +116,16 @@ def folder_spec(folder: str | Path) -> SuperResolutionSpec:
     )
 
 
-def _locate(name_or_path: str | Path) -> Path:
+def _locate(name_or_path: str | Path, kind: type[DataSpec]) -> Path:
     text = str(name_or_path)
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise RequestError(f"There is no file {path}.", hint="Give a YAML file or one of: " + ", ".join(available()) + ".")
+            raise RequestError(f"There is no file {path}.", hint=f"Give a YAML file or one of: {', '.join(available(kind))}.")
         return path
-    names = available()
-    if text.lower() in names:
+    if text.lower() in {each.stem for each in FOLDER.glob("*.yaml")}:
         return FOLDER / f"{text.lower()}.yaml"
+    names = available(kind)
     near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known sets: {', '.join(names)}."
     raise RequestError(f"There is no data set named {text!r}.", hint=hint)

@@ -54,7 +54,7 @@ def find_images(spec: SuperResolutionSpec, data_dir: str | Path | None, scale: i
     if scale not in spec.scales:
         known = ", ".join(f"x{each}" for each in spec.scales)
         raise RequestError(f"{spec.title} has no x{scale}.", hint=f"Choose one of {known}.")
-    folder = _set_folder(spec, data_dir)
+    folder = set_folder(spec, data_dir)
     tried = []
     for layout in spec.layouts:
         if layout.scales is not None and scale not in layout.scales:
@@ -84,7 +84,13 @@ def check_files(spec: DataSpec, found: FoundImages) -> Checked | None:
     return Checked(len(paths) - len(unknown), unknown)
 
 
-def _set_folder(spec: SuperResolutionSpec, data_dir: str | Path | None) -> Path:
+def set_folder(spec: DataSpec, data_dir: str | Path | None) -> Path:
+    """The folder of a set: its own, the one of its name in `data_dir`, or `data_dir` if that has the name.
+
+    Raises:
+        RequestError: `data_dir` is needed.
+        InputError: There is no such folder.
+    """
     if spec.pictures is not None:
         return spec.pictures
     if data_dir is None:

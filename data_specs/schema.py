@@ -1,6 +1,7 @@
 """What a data set's YAML says: where its files are from, how they lie, how it is scored, what papers report.
 
-One file a data set. Unknown keys are refused, so that a slip of the pen is found when the file is read.
+Sets of scans are described by `data_specs.segmentation_schema`. One file a data set. Unknown keys are refused, so that a
+slip of the pen is found when the file is read.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ Mode = Literal["double", "uint8", "uint8-legacy"]
 """Ways of MATLAB's bicubic shrinking; see `restore.resize`."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Source(_Strict):
+class Source(Strict):
     """Where the files are from, in words, and an address if there is one."""
 
     where: str
     url: str | None = None
 
 
-class Layout(_Strict):
+class Layout(Strict):
     """One way in which the files lie below the data set's folder.
 
     Attributes:
@@ -54,7 +55,7 @@ class Layout(_Strict):
         return pattern
 
 
-class Protocol(_Strict):
+class Protocol(Strict):
     """How the set is scored in the papers; ``scale`` stands for the scale of the run.
 
     Attributes:
@@ -76,7 +77,7 @@ class Protocol(_Strict):
         return scale if self.crop == "scale" else self.crop
 
 
-class Published(_Strict):
+class Published(Strict):
     """A score that a paper or its repository reports: mean PSNR in dB and mean SSIM over the set."""
 
     method: str
@@ -86,7 +87,7 @@ class Published(_Strict):
     source: str
 
 
-class DataSpec(_Strict):
+class DataSpec(Strict):
     """What every data set says of itself.
 
     Attributes:
@@ -94,7 +95,7 @@ class DataSpec(_Strict):
         title: Name in print.
         task: Selects the kind of description; see `data_specs.KINDS`.
         citation: The paper that introduces the set.
-        images: Number of pictures; None: not fixed.
+        images: Number of pictures, or of scans with a reference; None: not fixed.
         folders: Names of the set's folder below the user's data folder, capitals aside.
         pictures: Folder of the pictures themselves if they lie beside the YAML file.
         checksums: A file beside the YAML in the format of ``sha256sum``, listing known good files.

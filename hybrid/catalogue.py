@@ -80,6 +80,8 @@ class Entry(_Strict):
         code_licence: Licence of the reference implementation.
         weights_licence: Licence of the published weights; "unknown" is a value.
         training_data: What it was trained on, and the terms of that data where known.
+        protocol: What the network asks of its input and what its outputs mean, where that takes more than a card;
+            the package that runs it knows the schema.
         fallback: Name of the shipped model that may stand in when these weights are absent.
         files: Scale to file; 1 for tasks that keep the size.
     """
@@ -92,6 +94,7 @@ class Entry(_Strict):
     code_licence: Line
     weights_licence: Line
     training_data: Line
+    protocol: dict[str, Any] | None = None
     fallback: ModelName | None = None
     files: Annotated[dict[Annotated[int, Field(ge=1)], WeightsFile], Field(min_length=1)]
 
@@ -113,6 +116,15 @@ class Entry(_Strict):
         if chosen not in self.files:
             raise RequestError(f"{self.name} has no weights for scale {chosen}.", hint=f"Its scales: {scales}.")
         return chosen, self.files[chosen]
+
+
+def in_print(name: str, scale: int) -> str:
+    """A model and its scale as people read it; the name alone where the size stays.
+
+    >>> in_print("hat", 4), in_print("hippocampus", 1)
+    ('hat x4', 'hippocampus')
+    """
+    return name if scale == 1 else f"{name} x{scale}"
 
 
 class _Document(_Strict):

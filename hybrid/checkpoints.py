@@ -278,6 +278,10 @@ _TELL_TALES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("SCUNet", (r"m_head\.0\.weight", r"m_down1\.0\.trans_block\..*")),
     ("DRUNet", (r"m_head\.weight", r"m_down1\.0\.res\..*")),
     ("Swin UNETR", (r"swinViT\.patch_embed\.proj\.weight",)),
+    (
+        "an encoder of Swin UNETR alone, with which a training can begin",
+        (r"(encoder\.)?layers1\.0\.(0\.)?downsample\.norm\.weight",),
+    ),
     ("Real-ESRGAN compact (SRVGG)", (r"body\.0\.weight", r"body\.1\.weight", r"body\.2\.bias")),
 )
 

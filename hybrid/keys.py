@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 
 class KeyMap:
@@ -37,3 +38,13 @@ def _replace(key: str, table: list[tuple[re.Pattern[str], str]]) -> str:
         if found := pattern.match(key):
             return other.format(*found.groups()) + key[found.end() :]
     return key
+
+
+def count_numbered(keys: Iterable[str], prefix: str) -> int:
+    """One more than the highest number that follows `prefix` in the keys.
+
+    >>> count_numbered(["layers.0.weight", "layers.11.weight"], "layers.")
+    12
+    """
+    numbers = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in keys)
+    return 1 + max((int(number[1]) for number in numbers if number), default=-1)

@@ -151,6 +151,22 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write or replace a file, whole or not at all, and make its folder if need be.
+
+    Raises:
+        OutputError: The place does not take the file; an older file of the name is unchanged.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            part.write_bytes(data)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}.", hint="Choose another output folder with -o."
+        ) from error
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes as 64 hexadecimal digits, read in pieces so that its size does not matter."""
     digest = hashlib.sha256()

@@ -7,6 +7,8 @@ output pixels along every axis.
 Tiles start at multiples of the network's own multiple (its window or its down-sampling), so that the windows inside
 a tile are the windows of the whole picture. Where neighbours overlap, the outer quarter of each overlap is thrown
 away, because a border is where a network has the least context, and the two central quarters are blended linearly.
+
+Volumes are segmented in windows of a fixed size (`plan_windows`), which are averaged with Gaussian weights.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from hybrid.memory import format_size
 
 BYTES_PER_FLOAT = 4
 SMALLEST_SIDE = 64  # below this a transformer sees too little context to be worth its run
+SIGMA = 0.125  # standard deviation of a window's Gaussian weights, in window sides
 
 Span = tuple[int, int]
 Tile = int | tuple[int, ...] | Literal["auto"] | None
@@ -44,6 +47,7 @@ class TilePlan:
         out_channels: Values that the network returns per output pixel (outputs x channels).
         floats_per_pixel: Floats alive per input pixel at the peak of one network call, its input and output included.
         spans: For each axis the (start, stop) of its tiles, in order.
+        gaussian: Whether tiles are windows of a fixed size, averaged with Gaussian weights.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +58,7 @@ class TilePlan:
     out_channels: int
     floats_per_pixel: int
     spans: tuple[tuple[Span, ...], ...]
+    gaussian: bool = False
 
     @property
     def count(self) -> int:
@@ -78,7 +83,12 @@ class TilePlan:
     @cached_property
     def supports(self) -> tuple[tuple[Span, ...], ...]:
         """For each axis the output pixels (start, stop) where a tile has weight."""
-        return tuple(_supports(axis, self.scale) for axis in self.spans)
+        return self.spans if self.gaussian else tuple(_supports(axis, self.scale) for axis in self.spans)
+
+    @cached_property
+    def weights(self) -> tuple[list[NDArray[np.float64]], ...]:
+        """For each axis the weights of its tiles' output pixels, over the whole tile."""
+        return tuple(gaussian_weights(axis) if self.gaussian else blend_weights(axis, self.scale) for axis in self.spans)
 
     @property
     def tile_bytes(self) -> int:
@@ -183,8 +193,51 @@ def plan_tiles(
     return plan
 
 
+def plan_windows(
+    shape: Sequence[int],
+    window: Sequence[int],
+    *,
+    overlap: float,
+    multiple: int,
+    out_channels: int,
+    floats_per_pixel: int,
+) -> TilePlan:
+    """Plan windows of a fixed size at regular steps, the last of each axis ending at the border.
+
+    Args:
+        shape: Spatial shape of the input, at least the window's along each axis.
+        window: What the network sees at a time.
+        overlap: Share of the window, from 0 to less than 1, that neighbours have in common.
+        multiple, out_channels, floats_per_pixel: As of `plan_tiles`.
+
+    Raises:
+        RequestError: A size or overlap that makes no sense.
+
+    >>> plan_windows((10, 4), (4, 4), overlap=0.5, multiple=2, out_channels=3, floats_per_pixel=9).spans
+    (((0, 4), (2, 6), (4, 8), (6, 10)), ((0, 4),))
+    """
+    shape, window = tuple(map(int, shape)), tuple(map(int, window))
+    _check(shape, 1, 0, multiple, out_channels, floats_per_pixel)
+    if len(window) != len(shape) or any(side < 1 or side > n for side, n in zip(window, shape, strict=True)):
+        raise RequestError(f"A window of {window} does not fit an input of {shape}.", hint="Pad the input to the window.")
+    if not 0 <= overlap < 1:
+        raise RequestError(f"An overlap of {overlap} is not possible.", hint="Give a share of the window from 0 to below 1.")
+    steps = [max(1, int(side * (1 - overlap))) for side in window]
+    spans = tuple(
+        tuple((start, start + side) for start in [*range(0, n - side, step), n - side])
+        for n, side, step in zip(shape, window, steps, strict=True)
+    )
+    least = min(side - step for side, step in zip(window, steps, strict=True))
+    return TilePlan(shape, window, least, 1, multiple, out_channels, floats_per_pixel, spans, gaussian=True)
+
+
 def smaller_plan(plan: TilePlan, shape: Sequence[int]) -> TilePlan | None:
-    """Cut a tile of `shape` that ran out of memory in two or more along its longest axis, or None at the smallest size."""
+    """Cut a tile of `shape` that ran out of memory in two or more along its longest axis.
+
+    None at the smallest size, and for windows: their size is part of what a network was trained for.
+    """
+    if plan.gaussian:
+        return None
     shape = tuple(shape)
     axis = max(range(len(shape)), key=lambda i: shape[i])
     half = _round_up(math.ceil((shape[axis] + plan.overlap) / 2), plan.multiple)
@@ -226,6 +279,24 @@ def blend_weights(spans: Sequence[Span], scale: int) -> list[NDArray[np.float64]
     for (start, stop), weight in zip(spans, weights, strict=True):
         total[start * scale : stop * scale] += weight
     return [w / total[start * scale : stop * scale] for (start, stop), w in zip(spans, weights, strict=True)]
+
+
+def gaussian_weights(spans: Sequence[Span]) -> list[NDArray[np.float64]]:
+    """Weight of each voxel of each window along one axis; over the windows that cover a voxel they sum to 1.
+
+    A Gaussian around the window's centre, of standard deviation `SIGMA` window sides; the product over the axes is the
+    weight of a voxel (Isensee et al., "nnU-Net", Nature Methods 2021). MONAI raises products below 0.001 to it.
+
+    >>> [weight.round(3).tolist() for weight in gaussian_weights([(0, 4), (2, 6)])]
+    [[1.0, 1.0, 0.982, 0.018], [0.018, 0.982, 1.0, 1.0]]
+    """
+    total = np.zeros(spans[-1][1])
+    weights = []
+    for start, stop in spans:
+        offsets = (np.arange(start, stop) - (start + stop - 1) / 2) / (SIGMA * (stop - start))
+        weights.append(np.exp(-(offsets**2) / 2))
+        total[start:stop] += weights[-1]
+    return [weight / total[start:stop] for (start, stop), weight in zip(spans, weights, strict=True)]
 
 
 def _supports(spans: Sequence[Span], scale: int) -> tuple[Span, ...]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from hybrid.errors import OutputError, ResourceError
-from hybrid.tile_plan import TilePlan, blend_weights, plan_tiles, smaller_plan
+from hybrid.tile_plan import TilePlan, plan_tiles, smaller_plan
 
-__all__ = ["TilePlan", "is_out_of_memory", "plan_tiles", "run_tiles"]
+__all__ = ["TilePlan", "is_out_of_memory", "plan_tiles", "run_tile", "run_tiles", "support_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def run_tiles(
     rows = _Rows(plan, write)
     with torch.inference_mode():
         for done, (index, box) in enumerate(plan.boxes(), start=1):
-            tile = _run_tile(network, read(box), plan, device)
+            tile = run_tile(network, read(box), plan, device)
             rows.add(index, tile)
             del tile  # else it would stay beside the next tile's activations
             if on_progress is not None:
@@ -78,19 +78,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
 
 
+def support_weights(plan: TilePlan) -> list[list[Tensor]]:
+    """For each axis the weights of its tiles, each over the output pixels where that tile has weight; float32."""
+    return [
+        [
+            torch.from_numpy(weight[low - start * plan.scale : high - start * plan.scale]).float()
+            for (start, _), (low, high), weight in zip(spans, supports, weights, strict=True)
+        ]
+        for spans, supports, weights in zip(plan.spans, plan.supports, plan.weights, strict=True)
+    ]
+
+
 class _Rows:
     """The output rows that still wait for tiles: of a whole row of tiles, and the strip passed on to the next row."""
 
     def __init__(self, plan: TilePlan, write: Callable[[int, Tensor], None]) -> None:
         self.plan, self.write = plan, write
         self.buffer: Tensor | None = None
-        self.weights = [
-            [
-                torch.from_numpy(weight[low - start * plan.scale : high - start * plan.scale]).float()
-                for (start, _), (low, high), weight in zip(spans, supports, blend_weights(spans, plan.scale), strict=True)
-            ]
-            for spans, supports in zip(plan.spans, plan.supports, strict=True)
-        ]
+        self.weights = support_weights(plan)
 
     def add(self, index: tuple[int, ...], tile: Tensor) -> None:
         """Add the tile (..., C', *tile * scale) at a place in the grid; the last one of a row hands rows out."""
@@ -142,11 +147,12 @@ class _Rows:
             if not is_out_of_memory(error):
                 raise
             raise ResourceError(
-                f"No memory for {rows} rows of the result, {math.prod(shape) * 4} bytes.", hint="Use a smaller --tile."
+                f"No memory for {rows} rows of the result, {math.prod(shape) * 4} bytes.",
+                hint="Close other programs." if self.plan.gaussian else "Use a smaller --tile.",
             ) from error
 
 
-def _run_tile(network: Callable[[Tensor], Tensor], x: Tensor, plan: TilePlan, device: torch.device) -> Tensor:
+def run_tile(network: Callable[[Tensor], Tensor], x: Tensor, plan: TilePlan, device: torch.device) -> Tensor:
     """The checked result (..., C', *size * scale) of one tile x (1, C, *size), cut smaller where memory runs out."""
     y = _call(network, x, device)
     if y is None:
@@ -188,7 +194,7 @@ def _run_in_parts(network: Callable[[Tensor], Tensor], x: Tensor, plan: TilePlan
         raise ResourceError(
             f"A tile of {' x '.join(map(str, x.shape[2:]))} does not fit into the memory of {device}, and smaller ones "
             f"would lose too much context.",
-            hint="Give it more --memory, a smaller --tile, or another device with --device cpu.",
+            hint=f"Give it more --memory{'' if plan.gaussian else ', a smaller --tile'}, or another device with --device cpu.",
         )
     blocks: list[Tensor] = []
     run_tiles(network, lambda box: _cut(x, box), parts, lambda _, block: blocks.append(block.clone()), device=device)

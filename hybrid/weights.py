@@ -18,6 +18,7 @@ from typing import Literal
 from hybrid.catalogue import Catalogue, Entry, WeightsFile
 from hybrid.downloads import OnProgress, Timeouts, download
 from hybrid.errors import HybridError, RequestError, ResourceError, WeightsError
+from hybrid.locks import lock
 from hybrid.records import replacing, sha256_file
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class Store:
         """What to type, or to do, for the published file."""
         _, file = entry.file(scale)
         if not self.offline and (file.urls or self.mirror):
-            return f"{self.command} models pull {entry.name} --scale {scale}"
+            return f"{self.command} models pull {entry.name}" + (f" --scale {scale}" if scale > 1 else "")
         return self._by_hand(file)
 
     def _by_hand(self, file: WeightsFile) -> str:
@@ -234,8 +235,8 @@ class Store:
     def _alone(self) -> Iterator[None]:
         """Keep other processes from downloading into the same cache; they wait, and then find the file there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("wb") as lock:
-            _lock(lock.fileno())
+        with (self.folder / ".lock").open("wb") as opened:
+            lock(opened.fileno())
             yield
 
 
@@ -278,6 +279,24 @@ def resolve(
     )
 
 
+def weights_state(entry: Entry, store: Store, catalogue: Catalogue) -> str:
+    """Where the weights of a model are, in a few words such as ``shipped``, ``cached: x2, x4`` or ``not here``.
+
+    Where there is one file and the size stays, no scale is named: ``cached``.
+    """
+    if entry.shipped:
+        lost = [scale for scale in entry.files if catalogue.shipped_path(entry, scale) is None]
+        return "missing from this installation" if lost else "shipped"
+    cached, damaged = [], []
+    for scale in entry.files:
+        try:
+            cached += [f"x{scale}"] if store.find(entry, scale) else []
+        except WeightsError:
+            damaged.append(f"x{scale}")
+    found = [(word, ", ".join(scales)) for word, scales in (("cached", cached), ("damaged", damaged)) if scales]
+    return "; ".join(word if scales == "x1" else f"{word}: {scales}" for word, scales in found) or "not here"
+
+
 def fallback(catalogue: Catalogue, entry: Entry, scale: int) -> Entry | None:
     """The shipped model that may stand in for an absent one at this scale, or None. The caller decides whether it does."""
     if entry.fallback is None:
@@ -314,16 +333,6 @@ def _shipped(catalogue: Catalogue, entry: Entry, scale: int) -> Path:
     if file.sha256 and _hash(path) != file.sha256:
         raise WeightsError(f"{file.name} of this installation is damaged.", hint="Install the package again.")
     return path
-
-
-def _lock(descriptor: int) -> None:
-    """Wait for the lock of an open file; it goes when the file is closed. Not on Windows, nor on some network file systems."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except (ImportError, OSError) as error:
-        log.info("the cache cannot be locked: %s", error)
 
 
 def _hash(path: Path) -> str:

@@ -24,7 +24,7 @@ from typing import IO, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hybrid.catalogue import Catalogue, Entry, FileName, Sha256
+from hybrid.catalogue import Catalogue, Entry, FileName, Sha256, in_print
 from hybrid.errors import OutputError, RequestError, ResourceError, WeightsError
 from hybrid.records import DISTRIBUTION, replacing, versions
 from hybrid.weights import Resolved, Store, resolve
@@ -346,7 +346,7 @@ def _entry(archive: Path, packed: Packed, catalogue: Catalogue) -> Entry:
     entry = catalogue.entries.get(packed.model)
     if entry is None or packed.scale not in entry.files or entry.files[packed.scale].name != packed.file:
         raise WeightsError(
-            f"{archive.name} holds {packed.file} of {packed.model} x{packed.scale}, which this version does not know.",
+            f"{archive.name} holds {packed.file} of {in_print(packed.model, packed.scale)}, which this version does not know.",
             hint=f"Install the version of the package that packed it, or a later one ({DISTRIBUTION}).",
         )
     return entry

@@ -1,8 +1,16 @@
-"""The command `medical`."""
+"""The command `medical`. Torch and MONAI are imported by what runs, not here, so that `--help` answers at once."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Literal
+
 import typer
+
+from medical.cli_evaluate import evaluate
+from medical.cli_models import models
+from medical.cli_stats import stats
+from medical.cli_train import train
 
 app = typer.Typer(
     name="medical",
@@ -13,14 +21,87 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def main() -> None:
-    """Segment scans with published networks. Research use, not a medical device."""
-
-
 @app.command()
-def segment() -> None:
-    """Not in this version."""
-    from hybrid.errors import RequestError
+def segment(
+    inputs: Annotated[list[str], typer.Argument(help="NIfTI files, DICOM folders or zips, or folders of scans.")],
+    model: Annotated[str, typer.Option(help="A name from `medical models list`.")] = "hippocampus",
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file; takes the place of --model.")] = None,
+    protocol: Annotated[
+        Path | None, typer.Option(help="YAML file: modality, channels, spacing, intensity, patch, structures of a checkpoint.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="What a checkpoint does not tell, such as merging=merging15. Repeatable.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for one scan, folder for many.")] = None,
+    format: Annotated[
+        Literal["nifti", "seg", "both"] | None, typer.Option(help="NIfTI, DICOM SEG or both. Default: both of DICOM scans.")
+    ] = None,
+    stack: Annotated[bool, typer.Option("--stack", help="The inputs are the channels of one scan, in order.")] = False,
+    volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D NIfTI file, from 0.")] = None,
+    series: Annotated[str | None, typer.Option(help="Which series of a DICOM folder: number or UID.")] = None,
+    roi: Annotated[
+        str | None, typer.Option(help="Part to segment: i0:i1,j0:j1,k0:k1 in voxels, or a mask file, or MASK:STRUCTURE.")
+    ] = None,
+    overlap: Annotated[float | None, typer.Option(min=0, max=0.99, help="Overlap of windows. Default: the model's.")] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over mirror images: up to eight times as long.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Overlap of a quarter, about three times as fast.")] = False,
+    largest_component: Annotated[
+        bool, typer.Option("--largest-component", help="Keep the largest piece of each structure.")
+    ] = False,
+    fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill background inside a structure.")] = False,
+    save_probabilities: Annotated[
+        bool, typer.Option("--save-probabilities", help="Write the probability of each class too.")
+    ] = False,
+    report: Annotated[bool, typer.Option(help="Write statistics, preview and report.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")] = False,
+    memory: Annotated[str | None, typer.Option(help="Most memory the process may take, such as 4GB.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What the network computes in; auto: bf16 where it gains.")
+    ] = "auto",
+    plan: Annotated[bool, typer.Option("--plan", help="Print geometry, windows, memory and time, and write nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per scan.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Segment scans: a label map on the scan's own grid, with statistics, preview, report and record.
 
-    raise RequestError("This version has no segmentation networks.", hint="For pictures use the command `restore`.")
+    Research use, not a medical device.
+    """
+    from medical.cli_segment import Request, run
+
+    run(
+        Request(
+            inputs=tuple(inputs),
+            source=weights if weights is not None else model,
+            protocol=protocol,
+            options=tuple(option or ()),
+            output=output,
+            format=format,
+            stacked=stack,
+            volume=volume,
+            series=series,
+            roi=roi,
+            overlap=overlap,
+            tta=tta,
+            fast=fast,
+            largest_component=largest_component,
+            fill_holes=fill_holes,
+            probabilities=save_probabilities,
+            report=report,
+            overwrite=overwrite,
+            memory=memory,
+            threads=threads,
+            device=device,
+            precision=precision,
+            plan_only=plan,
+            json=json,
+            quiet=quiet,
+        )
+    )
+
+
+app.add_typer(models, name="models")
+app.command()(evaluate)
+app.command()(stats)
+app.command()(train)

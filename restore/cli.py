@@ -33,9 +33,11 @@ PrecisionName = Literal["auto", "float32", "bf16", "fp16"]
 @app.command()
 def sr(
     inputs: Annotated[list[str], typer.Argument(help="Pictures, folders (searched recursively) or quoted globs.")],
-    model: Annotated[str, typer.Option(help="A name from `restore models list`.")] = "hat",
+    model: Annotated[
+        str, typer.Option(help="A name from `restore models list`, or auto: the best one that is here and quick enough.")
+    ] = "auto",
     scale: Annotated[
-        float | None, typer.Option(help="Enlargement: one of the model's, or any fraction such as 2.7. Default 4.")
+        float | None, typer.Option(help="Enlargement, any number. One that the model lacks is reached by a resize. Default 4.")
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Final size in pixels in place of --scale: 3840x2160, or 3840x or x2160 to keep the ratio.")

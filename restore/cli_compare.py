@@ -33,10 +33,10 @@ def compare(
     named as skipped; nothing runs in its place.
     """
     from hybrid.devices import choose_device, set_threads
+    from hybrid.records import write_bytes
     from restore.compare import Region, find_models, plan_case
     from restore.compare import compare as run
     from restore.compare_sheet import sheet
-    from restore.evaluation_files import write_bytes
     from restore.images import check_output, read_picture
 
     sources = [input, *([reference] if reference else [])]

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from hybrid.devices import describe_machine
 from hybrid.records import versions
-from hybrid.weights import Store
-from restore.loading import catalogue, weights_state
+from hybrid.weights import Store, weights_state
+from restore.loading import catalogue
 
 
 def report() -> str:
@@ -23,7 +23,8 @@ def report() -> str:
     lines += ["", "machine", *[f"  {name}: {value}" for name, value in describe_machine().items()]]
     lines += ["", "weights", f"  cache: {_home(store.folder)} ({_rights(store.folder)})"]
     lines += [f"  offline: {'yes' if store.offline else 'no'}; mirror: {_host(store.mirror)}"]
-    lines += [f"  {entry.name}: {weights_state(entry, store)}" for entry in catalogue()]
+    known = catalogue()
+    lines += [f"  {entry.name}: {weights_state(entry, store, known)}" for entry in known]
     lines += [
         "",
         "writing",

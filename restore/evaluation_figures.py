@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid.errors import ResourceError
+from hybrid.records import write_bytes
 from restore.evaluation import (
     BICUBIC,
     BICUBIC_8BIT,
@@ -31,7 +32,6 @@ from restore.evaluation import (
     picture_path,
     read_case,
 )
-from restore.evaluation_files import write_bytes
 from restore.images import read_picture
 from restore.metrics import psnr, rgb_to_y
 

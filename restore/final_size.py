@@ -78,7 +78,7 @@ class FinalSize:
 def asked_size(scale: float | None, size: str | None) -> tuple[int | None, FinalSize | None]:
     """From --scale and --size to the scale that the network must have, or the final size; at most one of the two.
 
-    A whole number asks for the network of that scale, and for none other.
+    A whole number asks for the network of that scale first.
 
     >>> asked_size(4.0, None), asked_size(2.5, None)
     ((4, None), (None, FinalSize(factor=2.5, width=None, height=None)))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyvips
+from pyvips import ffi, vips_lib
 
 from hybrid.errors import InputError
 from restore.image_metadata import Picture, PictureInfo, PictureMetadata, upright_exif, upright_xmp
@@ -32,7 +36,7 @@ def probe(path: str | Path) -> PictureInfo:
         InputError: The file is missing, a folder, empty, of another kind, or its header is damaged.
     """
     path = Path(path)
-    return _info(path, *_open(path))
+    return info_of(path, *open_image(path))
 
 
 def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -48,22 +52,20 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
         InputError: As `probe`, and where the pixels are damaged, cut short, or more than `max_pixels`.
     """
     path = Path(path)
-    image, file_format = _open(path)
-    info = _info(path, image, file_format)
+    image, file_format = open_image(path)
+    info = info_of(path, image, file_format)
     check_pixels(info, max_pixels)
-    metadata = _metadata(image, info)
+    metadata = metadata_of(image, info)
     try:
         if info.kind == "cmyk":
-            # Without an embedded profile libvips takes its own built-in CMYK profile.
-            image = image.icc_transform(
-                "srgb", embedded=True, intent="relative", black_point_compensation=True, depth=16 if info.dtype == "uint16" else 8
-            )
-        stored = np.asarray(image.numpy()).reshape(image.height, image.width, image.bands)
+            image = cmyk_to_srgb(image, info)
+        with no_silent_damage():
+            stored = np.asarray(image.numpy()).reshape(image.height, image.width, image.bands)
     except pyvips.Error as error:
-        raise InputError(f"{path} is damaged or cut short ({_reason(error)}).", hint=DAMAGED) from error
+        raise InputError(f"{path} is damaged or cut short ({reason_of(error)}).", hint=DAMAGED) from error
     if file_format == "avif" and info.dtype == "uint16":
-        stored = _whole_range(stored, image.get("bits-per-sample"))
-    stored = _upright(stored, _orientation(image))
+        stored = whole_range(stored, image.get("bits-per-sample"))
+    stored = _upright(stored, orientation_of(image))
     colour = np.ascontiguousarray(stored[..., : info.channels])
     alpha = np.ascontiguousarray(stored[..., info.channels]) if info.alpha else None
     return Picture(colour, alpha, metadata)
@@ -83,7 +85,7 @@ def check_pixels(info: PictureInfo, max_pixels: int) -> None:
         )
 
 
-def _open(path: Path) -> tuple[pyvips.Image, str]:
+def open_image(path: Path, access: Literal["sequential", "random"] = "sequential") -> tuple[pyvips.Image, str]:
     """The lazily opened picture and its format; the loader follows from the content, so that no other one can run."""
     try:
         with path.open("rb") as file:
@@ -100,10 +102,10 @@ def _open(path: Path) -> tuple[pyvips.Image, str]:
     if file_format is None:
         raise InputError(f"{path} is not a picture of a supported format.", hint=READABLE)
     try:
-        return pyvips.Operation.call(LOADERS[file_format], str(path), access="sequential", fail_on="error"), file_format
+        return pyvips.Operation.call(LOADERS[file_format], str(path), access=access, fail_on="error"), file_format
     except pyvips.Error as error:
         raise InputError(
-            f"{path} starts as {file_format.upper()} but cannot be read as one ({_reason(error)}).", hint=DAMAGED
+            f"{path} starts as {file_format.upper()} but cannot be read as one ({reason_of(error)}).", hint=DAMAGED
         ) from error
 
 
@@ -122,13 +124,31 @@ def _format(start: bytes) -> str | None:
     return None
 
 
-def _reason(error: pyvips.Error) -> str:
+def reason_of(error: pyvips.Error) -> str:
     """The last line of libvips' message; those before may come from attempts that went well in the end."""
     lines = [line.strip() for line in str(error.detail).splitlines() if ": " in line]
     return lines[-1] if lines else error.message
 
 
-def _info(path: Path, image: pyvips.Image, file_format: str) -> PictureInfo:
+@contextmanager
+def no_silent_damage() -> Iterator[None]:
+    """Raise `pyvips.Error` where reading pixels ends well but left a complaint.
+
+    libvips (8.18) makes a damaged tile of a TIFF black and goes on; only its list of errors knows.
+    """
+    vips_lib.vips_error_clear()
+    yield
+    if ffi.string(vips_lib.vips_error_buffer()):
+        raise pyvips.Error("pixels are damaged")  # takes its detail from that list
+
+
+def cmyk_to_srgb(image: pyvips.Image, info: PictureInfo) -> pyvips.Image:
+    """In sRGB by the embedded profile; without one libvips takes its own built-in CMYK profile."""
+    depth = 16 if info.dtype == "uint16" else 8
+    return image.icc_transform("srgb", embedded=True, intent="relative", black_point_compensation=True, depth=depth)
+
+
+def info_of(path: Path, image: pyvips.Image, file_format: str) -> PictureInfo:
     """Header facts, or InputError for samples and colour spaces that are not carried."""
     if image.format not in DTYPES:
         raise InputError(f"{path} holds {image.format} samples.", hint="Save it with 8-bit, 16-bit or float32 samples.")
@@ -145,12 +165,12 @@ def _info(path: Path, image: pyvips.Image, file_format: str) -> PictureInfo:
     elif image.get_typeof("palette") or (file_format == "tiff" and is_palette_tiff(path)):
         kind = "palette"
     width, height = image.width, image.height
-    if _orientation(image) >= 5:
+    if orientation_of(image) >= 5:
         width, height = height, width
     return PictureInfo(path, width, height, 1 if stored == 1 else 3, alpha, DTYPES[image.format], file_format, kind)
 
 
-def _metadata(image: pyvips.Image, info: PictureInfo) -> PictureMetadata:
+def metadata_of(image: pyvips.Image, info: PictureInfo) -> PictureMetadata:
     """Blocks of metadata, put in order for the upright picture, and the notes on what reading changes."""
     notes = []
     if info.kind == "palette":
@@ -203,7 +223,7 @@ def _dpi(image: pyvips.Image, file_format: str) -> tuple[float, float] | None:
     if x <= 0 or y <= 0:
         return None
     dpi = (round(x * 25.4, 3), round(y * 25.4, 3))
-    return dpi[::-1] if _orientation(image) >= 5 else dpi
+    return dpi[::-1] if orientation_of(image) >= 5 else dpi
 
 
 def _is_animated_png(path: Path) -> bool:
@@ -217,7 +237,7 @@ def _is_animated_png(path: Path) -> bool:
     return False
 
 
-def _orientation(image: pyvips.Image) -> int:
+def orientation_of(image: pyvips.Image) -> int:
     """EXIF or TIFF orientation, 1 to 8; libvips has turned AVIF pictures already."""
     value = image.get("orientation") if image.get_typeof("orientation") else 1
     return value if 1 <= value <= 8 else 1
@@ -232,7 +252,7 @@ def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
     return stored[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def _whole_range(stored: np.ndarray, bits: int) -> np.ndarray:
+def whole_range(stored: np.ndarray, bits: int) -> np.ndarray:
     """10- and 12-bit AVIF samples, which libvips puts in the upper bits, spread so that white is 65535."""
     most = 2**bits - 1
     samples = (stored >> (16 - bits)).astype(np.uint32)

@@ -6,6 +6,7 @@ A directory is a list of records (tag, type, count, field); the field holds the 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-SHORT, LONG, LONG8 = 3, 4, 16
+BYTE, SHORT, LONG, RATIONAL, UNDEFINED, LONG8, IFD8 = 1, 3, 4, 5, 7, 16, 18
 # Bytes of one value by type number, and the unit within it that byte order applies to (TIFF 6.0, section 2; BigTIFF).
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 PHOTOMETRIC, PALETTE = 262, 3
+TILE_WIDTH = 322
 EXIF_POINTER, GPS_POINTER, INTEROPERABILITY_POINTER = 0x8769, 0x8825, 0xA005
 PIXEL_X, PIXEL_Y = 0xA002, 0xA003
 # Description, make, model, software, date, artist, copyright, the five Windows texts: nothing about the pixels' layout.
@@ -62,13 +64,22 @@ class Layout:
 
 def is_palette_tiff(path: Path) -> bool:
     """Whether the first picture of a TIFF file is stored through a colour map. False for a damaged directory."""
+    entry = _first_value(path, PHOTOMETRIC)
+    return entry is not None and entry.data[:2] == struct.pack("<H", PALETTE)
+
+
+def is_tiled_tiff(path: Path) -> bool:
+    """Whether the first picture of a TIFF file is stored in tiles. False for a damaged directory."""
+    return _first_value(path, TILE_WIDTH) is not None
+
+
+def _first_value(path: Path, tag: int) -> Entry | None:
     try:
         with path.open("rb") as file:
             layout = _layout(file)
-            entry = _read(file, layout, layout.first, {PHOTOMETRIC}).get(PHOTOMETRIC)
+            return _read(file, layout, layout.first, {tag}).get(tag)
     except (struct.error, ValueError):
-        return False
-    return entry is not None and entry.data[:2] == struct.pack("<H", PALETTE)
+        return None
 
 
 def exif_from_tiff(path: Path) -> bytes | None:
@@ -92,18 +103,42 @@ def attach_exif(path: Path, exif: bytes, width: int, height: int) -> None:
         ValueError: The block or the file is damaged.
         OSError: The file cannot be written.
     """
+    parts = exif_directories(exif, width, height)
+    try:
+        with path.open("r+b") as file:
+            _append(file, *parts)
+    except struct.error as error:
+        raise ValueError("The file is damaged.") from error
+
+
+def exif_directories(exif: bytes, width: int, height: int) -> tuple[Directory, Directory, Directory]:
+    """Descriptive, EXIF and GPS directories of an EXIF block, for a picture of that size.
+
+    Raises:
+        ValueError: The block is damaged.
+    """
     block = BytesIO(exif.removeprefix(b"Exif\0\0"))
     try:
         layout = _layout(block)
         main = _read(block, layout, layout.first, DESCRIPTIVE | {EXIF_POINTER, GPS_POINTER})
         main, details, places = _follow(block, layout, main)
-        for tag, value in ((PIXEL_X, width), (PIXEL_Y, height)):
-            if tag in details:
-                details[tag] = Entry(LONG, 1, struct.pack("<I", value))
-        with path.open("r+b") as file:
-            _append(file, main, details, places)
     except struct.error as error:
         raise ValueError("The EXIF block is damaged.") from error
+    for tag, value in ((PIXEL_X, width), (PIXEL_Y, height)):
+        if tag in details:
+            details[tag] = Entry(LONG, 1, struct.pack("<I", value))
+    return main, details, places
+
+
+def numbers(kind: int, values: Sequence[int] | np.ndarray) -> Entry:
+    """A value of a directory that holds unsigned integers."""
+    return Entry(kind, len(values), np.asarray(values, f"<u{SIZES[kind]}").tobytes())
+
+
+def pack_big_directory(tags: Directory, start: int, exif: tuple[Directory, Directory, Directory] = ({}, {}, {})) -> bytes:
+    """Bytes of a little-endian BigTIFF directory that will lie at `start`, with those that an EXIF block adds."""
+    main, details, places = exif
+    return _pack_tree(Layout("<", big=True, first=start), [], start, (main | tags, details, places))
 
 
 def scratch_header(width: int, height: int, samples: int, dtype: np.dtype) -> bytes:
@@ -116,31 +151,34 @@ def scratch_header(width: int, height: int, samples: int, dtype: np.dtype) -> by
     colours = 3 if samples >= 3 else 1
     tops = np.arange(0, height, rows_per_strip, dtype=np.uint64)
     strip_offsets = row * tops
-    tags: dict[int, tuple[int, list[int] | np.ndarray]] = {
-        256: (LONG, [width]),
-        257: (LONG, [height]),
-        258: (SHORT, [8 * dtype.itemsize] * samples),
-        259: (SHORT, [1]),  # no compression
-        PHOTOMETRIC: (SHORT, [2 if colours == 3 else 1]),
-        273: (LONG8, strip_offsets),
-        277: (SHORT, [samples]),
-        278: (LONG, [rows_per_strip]),
-        279: (LONG8, row * np.minimum(rows_per_strip, height - tops)),
-        338: (SHORT, [2] * (samples - colours)),  # alpha, not premultiplied
-        339: (SHORT, [3 if dtype.kind == "f" else 1] * samples),
+    tags = layout_tags(width, height, samples, colours, dtype) | {
+        259: numbers(SHORT, [1]),  # no compression
+        PHOTOMETRIC: numbers(SHORT, [2 if colours == 3 else 1]),
+        278: numbers(LONG, [rows_per_strip]),
+        279: numbers(LONG8, row * np.minimum(rows_per_strip, height - tops)),
     }
-    layout = Layout("<", big=True, first=16)
 
     def header(first_row: int) -> bytes:
-        tags[273] = (LONG8, first_row + strip_offsets)
-        directory = {
-            tag: Entry(kind, len(values), np.asarray(values, f"<u{SIZES[kind]}").tobytes())
-            for tag, (kind, values) in tags.items()
-            if len(values)
-        }
-        return b"II" + struct.pack("<HHHQ", 43, 8, 0, 16) + _pack(layout, _records(layout, directory), 16, directory)
+        return big_header(16) + pack_big_directory(tags | {273: numbers(LONG8, first_row + strip_offsets)}, 16)
 
     return header(len(header(0)))
+
+
+def big_header(directory: int) -> bytes:
+    """The 16 bytes that a little-endian BigTIFF file begins with; its first directory lies at `directory`."""
+    return b"II" + struct.pack("<HHHQ", 43, 8, 0, directory)
+
+
+def layout_tags(width: int, height: int, samples: int, colours: int, dtype: np.dtype) -> Directory:
+    """Tags on the size and on samples beside each other; those beyond the colours are alpha, not premultiplied."""
+    tags = {
+        256: numbers(LONG, [width]),
+        257: numbers(LONG, [height]),
+        258: numbers(SHORT, [8 * dtype.itemsize] * samples),
+        277: numbers(SHORT, [samples]),
+        339: numbers(SHORT, [3 if dtype.kind == "f" else 1] * samples),
+    }
+    return tags | {338: numbers(SHORT, [2] * (samples - colours))} if samples > colours else tags
 
 
 def _layout(file: BinaryIO) -> Layout:
@@ -219,9 +257,10 @@ def _pack_tree(layout: Layout, records: list[Record], start: int, parts: tuple[D
     """Main directory at `start` (its own `records` and those of the first part), with EXIF and GPS directories after it."""
     main, details, places = parts
     pointers = {pointer: part for pointer, part in ((EXIF_POINTER, details), (GPS_POINTER, places)) if part}
+    kind = IFD8 if layout.big else LONG
 
     def pack_main(positions: dict[int, int]) -> bytes:
-        added = main | {pointer: Entry(LONG, 1, struct.pack("<I", position)) for pointer, position in positions.items()}
+        added = main | {pointer: numbers(kind, [position]) for pointer, position in positions.items()}
         kept = [record for record in records if record[0] not in added]
         return _pack(layout, kept + _records(layout, added), start, added)
 
@@ -244,8 +283,8 @@ def _append(file: BinaryIO, main: Directory, details: Directory, places: Directo
     records = _raw_records(file, layout, layout.first)
     end = file.seek(0, 2)
     start = end + -end % 8
-    if start >= 2**32 - 2**20:
-        raise ValueError("EXIF pointers reach no further than 4 GB.")
+    if not layout.big and start >= 2**32 - 2**20:
+        raise ValueError("EXIF pointers of classic TIFF reach no further than 4 GB.")
     file.write(b"\0" * (start - end) + _pack_tree(replace(layout, first=start), records, start, (main, details, places)))
     file.seek(8 if layout.big else 4)
     file.write(layout.offset.pack(start))

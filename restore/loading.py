@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid.catalogue import Catalogue, Entry
+from hybrid.catalogue import Catalogue
 from hybrid.errors import RequestError, ResourceError, WeightsError
-from hybrid.weights import Origin, Resolved, Store, fallback, fallback_notice, resolve
+from hybrid.loading import build_network, open_weights
+from hybrid.weights import Resolved, Store, fallback, fallback_notice, resolve
 
 if TYPE_CHECKING:
     from restore.models.base import RestorationNetwork
 
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class WeightsSource:
-    """Where the weights of a loaded network came from.
-
-    Attributes:
-        name: The catalogue's name of the model, or the file's stem for a file that was given.
-        file: File name.
-        sha256: Hash of the file's bytes.
-        origin: ``file``, ``cache``, ``download`` or ``shipped``.
-        notice: What a user should be told about these weights; None where there is nothing.
-    """
-
-    name: str
-    file: str
-    sha256: str
-    origin: Origin
-    notice: str | None = None
 
 
 @cache
@@ -79,21 +60,6 @@ def find_weights(
         return found, fallback_notice(entry, other, error)
 
 
-def weights_state(entry: Entry, store: Store) -> str:
-    """Where the weights of a model are, in a few words such as ``shipped``, ``cached: x2, x4`` or ``not here``."""
-    if entry.shipped:
-        lost = [scale for scale in entry.files if catalogue().shipped_path(entry, scale) is None]
-        return "missing from this installation" if lost else "shipped"
-    cached, damaged = [], []
-    for scale in entry.files:
-        try:
-            cached += [f"x{scale}"] if store.find(entry, scale) else []
-        except WeightsError:
-            damaged.append(f"x{scale}")
-    parts = [f"{word}: {', '.join(scales)}" for word, scales in (("cached", cached), ("damaged", damaged)) if scales]
-    return "; ".join(parts) or "not here"
-
-
 def load_model(
     source: str | Path,
     *,
@@ -126,39 +92,12 @@ def build(
     found: Resolved, *, scale: int | None = None, device: str = "auto", precision: str = "float32", **config: Any
 ) -> RestorationNetwork:
     """Make the network of a file that `find_weights` found; arguments as for `load_model`."""
-    from hybrid.checkpoints import load_strict, read_checkpoint, recognise
-    from hybrid.devices import choose_device, choose_precision, tune_allocator
-    from hybrid.initialisation import SkipRandomFill
     from restore.models import MODULES, family
 
-    tune_allocator()  # before the first tensor is made
-    target = choose_device(device)
-    checkpoint = read_checkpoint(found.path)
-    kind = family(recognise(checkpoint.state, {name: family(name) for name in MODULES}))
-    if unknown := sorted(set(config) - set(kind.options)):
-        raise RequestError(
-            f"{kind.name} has no option {', '.join(unknown)}.", hint=f"It takes {', '.join(kind.options) or 'none'}."
-        )
-    try:
-        with SkipRandomFill():
-            network = kind.build(checkpoint.state, **config)
-    except (IndexError, KeyError, TypeError, ValueError) as error:  # a name, an axis or a number that does not go with the rest
-        raise WeightsError(
-            f"{found.path.name} has names of {kind.name}, but no such network has its names and shapes: "
-            f"{type(error).__name__} {error}.",
-            hint="The file is incomplete or changed; give the published file as it is.",
-        ) from error
-    load_strict(network, checkpoint.state, rename=kind.keys.to_ours, derived=kind.derived)
+    families = {name: family(name) for name in MODULES}
+    network = build_network(found, open_weights(found), families, device=device, precision=precision, config=config)
     if scale is not None and network.card.scale != scale:
         raise RequestError(
             f"{found.path.name} enlarges by {network.card.scale}, not by {scale}.", hint=f"Give --scale {network.card.scale}."
         )
-    network.precision = choose_precision(precision, target, ("float32", *network.card.low_precision))  # type: ignore[arg-type]
-    network.source = WeightsSource(
-        name=found.entry.name if found.entry else found.path.stem,
-        file=found.path.name,
-        sha256=checkpoint.sha256,
-        origin=found.origin,
-        notice=found.entry.notice if found.entry else None,
-    )
-    return network.to(target).eval().requires_grad_(False)
+    return network

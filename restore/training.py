@@ -15,11 +15,14 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.checkpoints import read_checkpoint
 from hybrid.errors import InputError, RequestError
 from hybrid.training import Sample, Task, TrainSettings, train
+from hybrid.training_start import start_from
 from restore.degradation_steps import AnyStep
 from restore.degradations import PRESETS, Pipeline
 from restore.images import read_picture
+from restore.loading import find_weights
 from restore.metrics import psnr
 from restore.models import MODULES, family
 from restore.models.base import RestorationNetwork
@@ -66,6 +69,13 @@ class DataPart(_Part):
     validation_crop: int = Field(384, gt=0, description="edge of the centre crop that is scored, in pixels")
 
 
+class StartPart(_Part):
+    """Weights to begin with: a model of the catalogue and its scale, or a file. What fits by name and shape is taken."""
+
+    model: str
+    scale: int | None = None
+
+
 class Recipe(_Part):
     """One training, as a person writes it."""
 
@@ -73,6 +83,7 @@ class Recipe(_Part):
     task: Literal["sr"] = "sr"
     scale: int = Field(gt=0)
     licence: str
+    start_from: StartPart | None = None
     network: NetworkPart
     data: DataPart
     loss: Literal["l1", "charbonnier"] = "l1"
@@ -237,6 +248,7 @@ def run(
         network = family(recipe.network.family).create(scale=recipe.scale, **recipe.network.options)
     except (TypeError, ValueError) as error:
         raise RequestError(f"The network options do not fit: {error}.", hint="Correct `network.options`.") from error
+    started = _begin(network, recipe.start_from) if recipe.start_from else {}
     training = [f for f in files if f not in held_out]
     degradation = recipe.degradation()
     task = Task(
@@ -249,8 +261,17 @@ def run(
     assert isinstance(average, RestorationNetwork)
     facts = {
         "recipe": recipe.model_dump(mode="json"),
+        **started,
         "trained_on": [f.name for f in training],
         "validated_on": [f.name for f in held_out],
         "parameters": sum(p.numel() for p in average.parameters()),
     }
     return average, facts
+
+
+def _begin(network: RestorationNetwork, start: StartPart) -> dict[str, Any]:
+    """Take over the weights of another training, and return what of it belongs in the record."""
+    found, _ = find_weights(start.model, start.scale)
+    checkpoint = read_checkpoint(found.path)
+    report = start_from(network, checkpoint.state, rename=family(network.card.family).keys.to_ours)
+    return {"started_from": {"file": found.path.name, "sha256": checkpoint.sha256, "tensors": str(report)}}

@@ -98,21 +98,27 @@ class WindowAttention(nn.Module):
         window: Window edge along each spatial axis.
         num_heads: Heads h; C is divided among them.
         qkv_bias: Whether the joint projection to queries, keys and values has a bias.
+        any_size: Take grids of any size, as Video Swin and Swin UNETR do: an axis no longer than the window is one window,
+            without a shift; a longer one is filled up with zero tokens at its end, which take part in the attention.
+            In windows of fewer tokens the bias is the corner of the whole window's, though offsets of it are then others.
     """
 
-    def __init__(self, dim: int, window: tuple[int, ...], num_heads: int, qkv_bias: bool = True) -> None:
+    def __init__(self, dim: int, window: tuple[int, ...], num_heads: int, qkv_bias: bool = True, any_size: bool = False) -> None:
         super().__init__()
         _check_heads(dim, num_heads)
-        self.window, self.num_heads = window, num_heads
+        self.window, self.num_heads, self.any_size = window, num_heads, any_size
         rows = prod(2 * w - 1 for w in window)
         self.bias = PositionBias(relative_index(window), rows, num_heads, prod(window))
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, shift: tuple[int, ...]) -> Tensor:
-        """(B, *spatial, C) to the same shape; sides must be multiples of the window; zeros in `shift` mean no roll."""
+        """(B, *spatial, C) to the same shape; zeros in `shift` mean no roll.
+
+        Unless it is of `any_size`, sides must be multiples of the window.
+        """
         plan = self.plan(x, shift)
-        windows = to_windows(x, plan, prod(self.window))
+        windows = to_windows(x, plan, plan.tokens)
         step = chunk_length(len(windows), windows.shape[1])  # queries, keys and values live for a few windows at a time
         groups = zip(windows.split([count for count, _ in plan.groups]), self.biases(plan, windows.dtype), strict=True)
         chunks = ((chunk, bias) for group, bias in groups for chunk in group.split(step))
@@ -120,11 +126,16 @@ class WindowAttention(nn.Module):
 
     def plan(self, x: Tensor, shift: tuple[int, ...]) -> WindowPlan:
         """How the grid (B, *spatial, C) is cut into windows."""
-        return plan_windows(x.shape[0], tuple(x.shape[1:-1]), self.window, shift, x.device)
+        shape = tuple(x.shape[1:-1])
+        if not self.any_size:
+            return plan_windows(x.shape[0], shape, self.window, shift, x.device)
+        window = tuple(min(n, w) for n, w in zip(shape, self.window, strict=True))
+        shift = tuple(s if n > w else 0 for n, w, s in zip(shape, self.window, shift, strict=True))
+        return plan_windows(x.shape[0], shape, window, shift, x.device, pad=True)
 
     def biases(self, plan: WindowPlan, dtype: torch.dtype) -> list[Tensor]:
         """For each group of the plan's windows the sum of position bias and mask, (1, h, N, N)."""
-        bias = self.bias(dtype)
+        bias = self.bias(dtype)[:, : plan.tokens, : plan.tokens]
         return [(bias if mask is None else bias + mask.to(bias.dtype))[None] for _, mask in plan.groups]
 
     def attend_windows(self, windows: Tensor, bias: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ class SwinBlock(nn.Module):
         shift: Roll of the grid along each axis, in pixels; zeros for a plain block.
         qkv_bias: Whether the projection to queries, keys and values has a bias.
         drop_path: Rate of stochastic depth, in training.
+        any_size: Take grids of any size; see WindowAttention.
     """
 
     def __init__(
@@ -31,16 +32,17 @@ class SwinBlock(nn.Module):
         shift: tuple[int, ...],
         qkv_bias: bool = True,
         drop_path: float = 0.0,
+        any_size: bool = False,
     ) -> None:
         super().__init__()
         self.shift = shift
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = WindowAttention(dim, window, num_heads, qkv_bias)
+        self.attention = WindowAttention(dim, window, num_heads, qkv_bias, any_size)
         self.mlp = FeedForward(dim, mlp_width)
         self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, *spatial, C) to the same; sides must be multiples of the window."""
+        """(B, *spatial, C) to the same; unless it is of `any_size`, sides must be multiples of the window."""
         total = accumulate(self.drop_path(self.attention(self.norm1(x), self.shift)), x)
         return accumulate(self.drop_path(self.mlp(self.norm2(total))), total)
 

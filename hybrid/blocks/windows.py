@@ -29,6 +29,7 @@ class WindowPlan:
     Attributes:
         gather: (M * N,) int64, for each place in the windows the row of the flattened (B * L, C) tokens.
         scatter: (B * L,) int64, its inverse.
+        absent: Places in the windows that lie beyond the end of the grid, in a padded plan; their tokens are zero.
         groups: Runs of windows that share one mask: number of windows, and the additive (N, N) float32 mask or None.
             Only windows at the far end of an axis mix pixels that are no neighbours, so there are at most two
             kinds a axis; windows are ordered by kind, and no mask a window is ever stored.
@@ -37,22 +38,36 @@ class WindowPlan:
     gather: Tensor
     scatter: Tensor
     groups: tuple[tuple[int, Tensor | None], ...]
+    absent: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens N of a window."""
+        return len(self.gather) // sum(count for count, _ in self.groups)
 
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # a plan made in inference must also serve a later training step
 def plan_windows(
-    batch: int, shape: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+    batch: int,
+    shape: tuple[int, ...],
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    device: torch.device,
+    pad: bool = False,
 ) -> WindowPlan:
-    """Plan the windows of a (batch, *shape, C) grid whose sides are multiples of `window`, rolled by `-shift`.
+    """Plan the windows of a (batch, *shape, C) grid, rolled by `-shift`.
+
+    Sides must be multiples of `window`, or with `pad` are filled up to one at their end, before they are rolled.
 
     Raises:
         ValueError: A side is no multiple of the window.
     """
-    if any(n % w for n, w in zip(shape, window, strict=True)):
+    missing = [-n % w for n, w in zip(shape, window, strict=True)]
+    if any(missing) and not pad:
         raise ValueError(f"the grid {shape} is not a multiple of the window {window}")
-    counts = [n // w for n, w in zip(shape, window, strict=True)]
-    tokens = torch.arange(prod(shape)).view(*shape)
+    counts = [-(-n // w) for n, w in zip(shape, window, strict=True)]
+    tokens = F.pad(torch.arange(prod(shape)).view(*shape), [n for m in reversed(missing) for n in (0, m)], value=-1)
     rolled = torch.roll(tokens, [-s for s in shift], dims=list(range(len(shape))))
     windows = partition(rolled[None, ..., None], window).squeeze(-1)  # (M, N), row-major windows
     # A window's kind says for each axis whether it is the last one there and the grid was rolled along that axis.
@@ -68,12 +83,14 @@ def plan_windows(
         members = (kinds == kind).nonzero().flatten()
         if len(members):
             rows = windows[members]  # (m, N)
-            order.append(torch.cat([rows + b * prod(shape) for b in range(batch)]))
+            order.append(torch.cat([torch.where(rows < 0, rows, rows + b * prod(shape)) for b in range(batch)]))
             groups.append((batch * len(members), _mask(kind, window, shift, device)))
     gather = torch.cat(order).flatten()
-    scatter = torch.empty_like(gather)
-    scatter[gather] = torch.arange(len(gather))
-    return WindowPlan(gather.to(device), scatter.to(device), tuple(groups))
+    present, absent = (gather >= 0).nonzero().flatten(), (gather < 0).nonzero().flatten()
+    scatter = torch.empty_like(present)
+    scatter[gather[present]] = present
+    gather.clamp_(min=0)
+    return WindowPlan(gather.to(device), scatter.to(device), tuple(groups), absent.to(device) if len(absent) else None)
 
 
 def _mask(kind: int, window: tuple[int, ...], shift: tuple[int, ...], device: torch.device) -> Tensor | None:
@@ -92,28 +109,32 @@ def _mask(kind: int, window: tuple[int, ...], shift: tuple[int, ...], device: to
 
 
 class _Permute(torch.autograd.Function):
-    """Reorder rows; the backward pass reorders by the inverse, where index_select would add row by row."""
+    """Reorder rows; the backward pass reorders by the inverse, where index_select would add row by row.
+
+    Rows `absent` of the result are zero, and rows `unread` of the input are not read; index and inverse are void there.
+    """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(index, inverse)
-        return rows.index_select(0, index)
+    def forward(ctx, rows: Tensor, index: Tensor, inverse: Tensor, absent: Tensor | None, unread: Tensor | None) -> Tensor:
+        ctx.save_for_backward(index, inverse, absent, unread)
+        result = rows.index_select(0, index)
+        return result if absent is None else result.index_fill_(0, absent, 0.0)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        index, inverse = ctx.saved_tensors
-        return _Permute.apply(gradient, inverse, index), None, None
+        index, inverse, absent, unread = ctx.saved_tensors
+        return _Permute.apply(gradient, inverse, index, unread, absent), None, None, None, None
 
 
 def to_windows(x: Tensor, plan: WindowPlan, tokens: int) -> Tensor:
     """(B, *spatial, C) to (M, N, C) with N = `tokens`, in the plan's order."""
-    rows: Tensor = _Permute.apply(x.reshape(-1, x.shape[-1]), plan.gather, plan.scatter)
+    rows: Tensor = _Permute.apply(x.reshape(-1, x.shape[-1]), plan.gather, plan.scatter, plan.absent, None)
     return rows.view(-1, tokens, x.shape[-1])
 
 
 def from_windows(windows: Tensor, plan: WindowPlan, shape: Sequence[int]) -> Tensor:
     """(M, N, C) back to (B, *spatial, C) = `shape`."""
-    rows: Tensor = _Permute.apply(windows.reshape(-1, windows.shape[-1]), plan.scatter, plan.gather)
+    rows: Tensor = _Permute.apply(windows.reshape(-1, windows.shape[-1]), plan.scatter, plan.gather, None, plan.absent)
     return rows.view(*shape)
 
 

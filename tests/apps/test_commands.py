@@ -260,24 +260,31 @@ def test_weights_come_from_the_file_then_the_cache_then_the_mirror(
 
 
 def test_weights_that_are_nowhere_are_stood_in_for_in_one_line_that_says_how_to_get_them(photo: Path) -> None:
-    kind, title, digest, said = origin(photo)
+    kind, title, digest, said = origin(photo, "--model", "hat")
     notice, result = said.splitlines()
-    assert (kind, title, digest) == ("shipped", "hat-compact", sha256(SHIPPED.path))
-    assert "hat-compact" in notice and "are not in the cache" in notice
+    stand_in, _ = find_weights("cfsr-compact", 4)
+    assert (kind, title, digest) == ("shipped", "cfsr-compact", sha256(stand_in.path))
+    assert "cfsr-compact" in notice and "are not in the cache" in notice
     assert "https://" in notice and "restore models import HAT_SRx4.pth" in notice
     assert result.startswith(str(photo.with_name("photo_x4.png")))
-    assert any("Using hat-compact" in note for note in record_of(photo.with_name("photo_x4.png")).notes)
+    assert any("Using cfsr-compact" in note for note in record_of(photo.with_name("photo_x4.png")).notes)
 
 
 def test_weights_that_the_mirror_lacks_are_stood_in_for_too(photo: Path, mirror: list[str]) -> None:
     kind, title, _, said = origin(photo, "--model", "real-hat-gan-sharper")  # whose authors give no direct address
-    assert (kind, title) == ("shipped", "hat-compact") and mirror == ["Real_HAT_GAN_SRx4_sharper.pth"]
+    assert (kind, title) == ("shipped", "cfsr-compact") and mirror == ["Real_HAT_GAN_SRx4_sharper.pth"]
     assert "restore models import Real_HAT_GAN_SRx4_sharper.pth" in said
 
 
 def test_the_stand_in_is_told_in_json_too(photo: Path) -> None:
-    said = restore("sr", photo, "--json")
-    assert any("Using hat-compact" in note for note in json.loads(said.out)["notes"])
+    said = restore("sr", photo, "--model", "hat", "--json")
+    assert any("Using cfsr-compact" in note for note in json.loads(said.out)["notes"])
+
+
+def test_auto_is_the_default_takes_the_best_that_is_here_and_says_which(photo: Path) -> None:
+    kind, title, _, said = origin(photo)
+    assert (kind, title) == ("shipped", "cfsr-compact") and "Model: cfsr-compact" in said
+    assert origin(photo, "--model", "auto")[1] == "cfsr-compact"
 
 
 def test_published_weights_come_with_their_notice(photo: Path, published: Path, cache: Path) -> None:

@@ -129,10 +129,11 @@ def test_the_picture_catalogue_needs_no_torch() -> None:
     models, torch_loaded = out.rsplit(maxsplit=1)
     assert torch_loaded == "False"
     found = json.loads(models)
-    assert {name: found[name] for name in ("hat", "real-hat-gan", "hat-compact")} == {
+    assert {name: found[name] for name in ("hat", "real-hat-gan", "hat-compact", "cfsr-compact")} == {
         "hat": [[2, 3, 4], False],
         "real-hat-gan": [[4], False],
-        "hat-compact": [[4], True],
+        "hat-compact": [[2, 3, 4], True],
+        "cfsr-compact": [[2, 3, 4], True],
     }
 
 

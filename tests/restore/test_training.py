@@ -263,6 +263,26 @@ def test_a_run_starts_from_its_seed(photos: Path, tmp_path: Path) -> None:
     assert not torch.equal(weights("c", 1), first)
 
 
+def test_a_run_begins_with_the_weights_it_is_given(photos: Path, tmp_path: Path) -> None:
+    """Training at a rate of almost nothing leaves the weights where they came from, x2's tail included in x4."""
+    network, facts = run(Recipe.model_validate(RECIPE), photos, tmp_path / "x2", accelerator="cpu")
+    weights, *_ = write_result(network, facts, tmp_path / "x2", "tiny")
+    still = RECIPE["training"] | {"learning_rate": 1e-9, "steps": 2}
+    changes = {
+        "scale": 4,
+        "training": still,
+        "data": RECIPE["data"] | {"patch": 4},
+        "start_from": {"model": str(weights), "scale": 2},
+        "name": "tiny-x4",
+    }
+    begun, facts = run(Recipe.model_validate(RECIPE | changes), photos, tmp_path / "x4", accelerator="cpu")
+    before, after = network.state_dict(), begun.state_dict()
+    for name in ("conv_first.weight", "upsample.0.weight"):
+        torch.testing.assert_close(after[name], before[name], atol=1e-3, rtol=1e-3)  # the file is float16
+    assert facts["started_from"]["sha256"] == sha256_file(weights)
+    assert "2 initialised (upsample.2.weight" in facts["started_from"]["tensors"]
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "match"),
     [

@@ -1,0 +1,60 @@
+"""What the commands share in talking to people: text and progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hybrid.errors import OutputError
+
+
+def messages(*, quiet: bool) -> Console:
+    """For people, on standard error. Without markup and emoji: file names may hold [brackets] and :colons:."""
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def results() -> Console:
+    """For what was asked for, on standard output, one line each, whatever is quiet."""
+    return Console(highlight=False, soft_wrap=True, emoji=False)
+
+
+def progress_on(console: Console) -> AbstractContextManager[Progress]:
+    """Bars that go when the work is done; none where nobody watches."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=console.quiet or not console.is_terminal,
+    )
+
+
+@contextmanager
+def folder_of(target: Path) -> Iterator[None]:
+    """Make the folders of an output, of a mirrored one in particular; after a failure those that are still empty go again.
+
+    Raises:
+        OutputError: They cannot be made.
+    """
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"The folder {target.parent} cannot be made: {error.strerror}.", hint="Choose another --output."
+            ) from error
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise

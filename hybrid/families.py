@@ -1,0 +1,61 @@
+"""What pictures and scans share in how networks are told apart, built and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hybrid.keys import KeyMap
+from hybrid.loading import WeightsSource
+
+COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types in which a network may compute besides float32, by the names that users give."""
+
+
+class _Card(Protocol):
+    @property
+    def low_precision(self) -> tuple[str, ...]: ...
+
+
+class Network(nn.Module):
+    """Base of all networks that are loaded by name or from a file.
+
+    Attributes:
+        card: Its facts; a subclass says which class of card.
+        precision: What it computes in: ``float32``, ``bf16`` or ``fp16``. It takes and returns float32 whatever it is.
+        source: Where its weights came from; None for a network that was not loaded.
+    """
+
+    card: _Card
+    precision: str = "float32"
+    source: WeightsSource | None = None
+
+
+N = TypeVar("N", bound=Network)
+
+
+@dataclass(frozen=True)
+class Family(Generic[N]):
+    """How files of one architecture are told, built and named. One stands in each model's file, as `FAMILY`.
+
+    Attributes:
+        name: Registry name.
+        matches: True for a state dict, under its published keys, of this family.
+        build: A network of the configuration that a state dict's keys and shapes tell; options override the rest.
+        create: A network of a configuration given in full, for training.
+        options: Names that `build` takes: what a file cannot tell.
+        keys: Published names of the parameters and ours.
+        derived: Last parts of published entries that the network computes itself and a loader ignores.
+    """
+
+    name: str
+    matches: Callable[[Mapping[str, Tensor]], bool]
+    build: Callable[..., N]
+    create: Callable[..., N]
+    options: tuple[str, ...]
+    keys: KeyMap
+    derived: tuple[str, ...] = ()

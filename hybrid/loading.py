@@ -1,0 +1,102 @@
+"""From a file of weights to a network that is ready to run: the steps that pictures and scans share. No torch until then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hybrid.errors import RequestError, WeightsError
+from hybrid.weights import Origin, Resolved
+
+if TYPE_CHECKING:
+    from hybrid.checkpoints import Checkpoint
+    from hybrid.families import Family, Network
+
+N = TypeVar("N", bound="Network")
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where the weights of a loaded network came from.
+
+    Attributes:
+        name: The catalogue's name of the model, or the file's stem for a file that was given.
+        file: File name.
+        sha256: Hash of the file's bytes.
+        origin: ``file``, ``cache``, ``download`` or ``shipped``.
+        notice: What a user should be told about these weights; None where there is nothing.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    origin: Origin
+    notice: str | None = None
+
+
+def open_weights(found: Resolved) -> Checkpoint:
+    """Read the file that was found, once this process is set up for the large tensors that follow.
+
+    Raises:
+        WeightsError: It is damaged, unsafe to open, or holds no weights.
+    """
+    from hybrid.checkpoints import read_checkpoint
+    from hybrid.devices import tune_allocator
+
+    tune_allocator()  # before the first tensor is made
+    return read_checkpoint(found.path)
+
+
+def build_network(
+    found: Resolved,
+    checkpoint: Checkpoint,
+    families: Mapping[str, Family[N]],
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    config: Mapping[str, Any],
+) -> N:
+    """The network of a checkpoint: recognised, built, loaded strictly, in eval mode on its device.
+
+    Args:
+        found: Where the file is.
+        checkpoint: What is in it.
+        families: The architectures it may be of, by their registry names.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        precision: ``float32``, ``bf16``, ``fp16`` or ``auto``.
+        config: What a checkpoint cannot tell, by the names of the family's options.
+
+    Raises:
+        RequestError: An option that the family has not, or a device or precision that cannot be had.
+        WeightsError: The weights are of no supported family, incomplete or changed.
+    """
+    from hybrid.checkpoints import load_strict, recognise
+    from hybrid.devices import choose_device, choose_precision
+    from hybrid.initialisation import SkipRandomFill
+
+    target = choose_device(device)
+    kind = families[recognise(checkpoint.state, families)]
+    if unknown := sorted(set(config) - set(kind.options)):
+        raise RequestError(
+            f"{kind.name} has no option {', '.join(unknown)}.", hint=f"It takes {', '.join(kind.options) or 'none'}."
+        )
+    try:
+        with SkipRandomFill():
+            network = kind.build(checkpoint.state, **config)
+    except (IndexError, KeyError, TypeError, ValueError) as error:  # a name, an axis or a number that does not go with the rest
+        raise WeightsError(
+            f"{found.path.name} has names of {kind.name}, but no such network has its names and shapes: "
+            f"{type(error).__name__} {error}.",
+            hint="The file is incomplete or changed; give the published file as it is.",
+        ) from error
+    load_strict(network, checkpoint.state, rename=kind.keys.to_ours, derived=kind.derived)
+    network.precision = choose_precision(precision, target, ("float32", *network.card.low_precision))  # type: ignore[arg-type]
+    network.source = WeightsSource(
+        name=found.entry.name if found.entry else found.path.stem,
+        file=found.path.name,
+        sha256=checkpoint.sha256,
+        origin=found.origin,
+        notice=found.entry.notice if found.entry else None,
+    )
+    return network.to(target).eval().requires_grad_(False)

@@ -1,0 +1,169 @@
+"""The command `medical evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from data_specs import SegmentationSpec
+    from medical.evaluation import Evaluation
+    from medical.evaluation_comparison import Comparison
+    from medical.evaluation_network import Network
+    from medical.metrics import Conventions
+    from medical.segmentation import SegmentSettings
+
+
+def evaluate(
+    predictions: Annotated[Path | None, typer.Argument(help="Folder of label maps to score; or --model.")] = None,
+    references: Annotated[Path | None, typer.Argument(help="Folder of references of the same names; or --data.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name from `medical models list`, or a checkpoint.")] = None,
+    protocol: Annotated[
+        Path | None, typer.Option(help="YAML file: modality, channels, spacing, intensity, patch, structures of a checkpoint.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the data set's folder, or that folder itself.")] = None,
+    spec: Annotated[str | None, typer.Option(help="Data set such as msd-hippocampus, or a YAML description.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the data set, such as val; all for every case.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for tables and plot.")] = None,
+    empty: Annotated[
+        Literal["nan", "monai-ignore", "monai-strict", "transunet"] | None, typer.Option(help="What empty masks count.")
+    ] = None,
+    hausdorff: Annotated[Literal["max", "pooled"] | None, typer.Option(help="Variant of HD95.")] = None,
+    surface: Annotated[Literal["subvoxel", "voxel"] | None, typer.Option(help="How NSD measures surfaces.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Tolerance of NSD in mm.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Folder of an earlier evaluation, to be tested against.")] = None,
+    overlap: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Overlap of windows; the model's own if left out.")
+    ] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over mirror images.")] = False,
+    memory: Annotated[str | None, typer.Option(help="Peak memory to stay under, such as 4GB.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What the network computes in.")
+    ] = "float32",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Score label maps, or a model, against references: Dice, HD95 and surface Dice.
+
+    Give two folders, a folder and a data set, or a model and a data set. Research use, not a medical device.
+    """
+    from hybrid.console import messages, progress_on
+    from medical.evaluation import Folder, plan_data_set, plan_folders, run_evaluation
+    from medical.evaluation_comparison import compare, read_scores
+    from medical.evaluation_report import write_report
+
+    _check_request(predictions, references, model, data, spec, split)
+    _check_output(output)
+    described = _spec(spec) if spec is not None else None
+    conventions = _conventions(described, empty=empty, hausdorff=hausdorff, surface=surface, tolerance=tolerance)
+    folder = Folder(predictions) if predictions is not None else None
+    if folder is not None and references is not None:
+        plan = plan_folders(folder, references, conventions)
+    else:
+        assert described is not None and data is not None and split is not None
+        title = folder.folder.resolve().name if folder is not None else Path(str(model)).stem
+        plan = plan_data_set(described, data, split, title=title, conventions=conventions)
+    earlier = read_scores(against) if against is not None else None  # a slip is better found before the work than after
+    maker = None if model is None else _network(model, protocol, device, precision, _settings(overlap, tta, memory))
+    predict = folder or maker
+    assert predict is not None
+    made = maker.made(described) if maker is not None else None
+    with progress_on(messages(quiet=quiet)) as progress:
+        task = progress.add_task("cases", total=len(plan.cases))
+        result = run_evaluation(plan, predict, made=made, on_progress=lambda done, _: progress.update(task, completed=done))
+    comparison = compare(result, earlier) if earlier is not None and result.scored else None
+    _show(result, comparison)
+    if output is not None:
+        for path in write_report(result, output, comparison=comparison):
+            typer.echo(str(path))
+    raise typer.Exit(result.exit_code)
+
+
+def _check_request(
+    predictions: Path | None, references: Path | None, model: str | None, data: Path | None, spec: str | None, split: str | None
+) -> None:
+    from hybrid.errors import RequestError
+
+    if (predictions is None) == (model is None):
+        raise RequestError(
+            "What is to be scored is either a folder of label maps or a model.", hint="Give one folder, or --model NAME."
+        )
+    wanted = {"--data": data, "--spec": spec, "--split": split}
+    missing = [name for name, value in wanted.items() if value is None]
+    if references is None and missing:
+        raise RequestError(
+            f"The references are not named: {' and '.join(missing)} missing.",
+            hint="Give --data FOLDER --spec NAME --split NAME, or a second folder.",
+        )
+    if references is not None and (model is not None or len(missing) < len(wanted)):
+        raise RequestError("A folder of references stands for itself.", hint="Leave --model, --data, --spec and --split out.")
+
+
+def _check_output(output: Path | None) -> None:
+    """Find before the work that its results would have no place."""
+    from hybrid.errors import RequestError
+
+    if output is not None and output.exists() and not output.is_dir():
+        raise RequestError(f"{output} is a file.", hint="Name a folder with -o.")
+
+
+def _spec(name: str) -> SegmentationSpec:
+    from data_specs import SegmentationSpec, load_spec
+
+    return load_spec(name, SegmentationSpec)
+
+
+def _conventions(spec: SegmentationSpec | None, **chosen: Any) -> Conventions:
+    """Those of the data set, with what was asked for in their place."""
+    from medical.metrics import Conventions
+
+    usual = spec.scoring.model_dump() if spec is not None else {}
+    return Conventions(**usual | {name: value for name, value in chosen.items() if value is not None})
+
+
+def _settings(overlap: float | None, tta: bool, memory: str | None) -> SegmentSettings:
+    from hybrid.memory import parse_size
+    from medical.segmentation import SegmentSettings
+
+    return SegmentSettings(overlap=overlap, mirror=tta, memory=parse_size(memory) if memory is not None else None)
+
+
+def _network(model: str, protocol: Path | None, device: str, precision: str, settings: SegmentSettings) -> Network:
+    """The model, loaded once. Nothing ever stands in for it."""
+    from hybrid.devices import set_threads
+    from medical.cli_segment import read_protocol
+    from medical.evaluation_network import Network
+    from medical.loading import load_model
+
+    given = read_protocol(protocol) if protocol is not None else None
+    set_threads(None)  # no more than this process may use, which torch does not ask a container for
+    return Network(load_model(model, device=device, precision=precision), settings, protocol=given)
+
+
+def _show(result: Evaluation, comparison: Comparison | None) -> None:
+    from hybrid.records import without_folders
+    from medical.evaluation_report import header, protocol_facts, table_rows
+    from medical.notice import RESEARCH_USE
+
+    _print_table(result.plan.title, header(result.plan.conventions), table_rows(result))
+    if comparison is not None:
+        _print_table(comparison.title, comparison.header, comparison.table_rows())
+    for fact in protocol_facts(result):
+        typer.echo(fact)
+    typer.echo(RESEARCH_USE + ".")
+    for failure in result.failures:
+        typer.echo(f"{failure.name}: {without_folders(failure.error or '')}", err=True)
+
+
+def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, title=Text(title))
+    for cells in rows:
+        table.add_row(*map(Text, cells))  # plain: names may hold [brackets]
+    Console(width=None if Console().is_terminal else 160).print(table)

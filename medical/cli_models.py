@@ -1,0 +1,89 @@
+"""The commands `medical models ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from restore.models_app import ModelsOf, models_app
+
+if TYPE_CHECKING:
+    from hybrid.catalogue import Catalogue
+    from hybrid.checkpoints import Checkpoint
+    from hybrid.families import Family
+    from hybrid.weights import Resolved
+    from medical.models.base import SegmentationNetwork
+    from medical.protocol import Protocol
+
+
+class Scans(ModelsOf):
+    """The models of `medical`: one file each."""
+
+    command, scales = "medical", False
+
+    def catalogue(self) -> Catalogue:
+        from medical.loading import catalogue
+
+        return catalogue()
+
+    def find(self, source: str, scale: int | None) -> Resolved:
+        from medical.loading import find_weights
+
+        return find_weights(source)
+
+    def build(self, found: Resolved) -> SegmentationNetwork:
+        from medical.loading import build
+
+        return build(found, device="cpu")
+
+    def family(self, name: str) -> Family[Any]:
+        from medical.models import family
+
+        return family(name)
+
+    def told(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        from medical.loading import saved_options
+
+        return saved_options(checkpoint.path.name, checkpoint.metadata)
+
+    def check_fits(self, file: Path, entry: Entry, scale: int) -> None:
+        """As for all models; of one that is for training alone, which no protocol says how to run, an encoder is enough."""
+        if entry.protocol is not None or entry.shipped:
+            super().check_fits(file, entry, scale)
+            return
+        from hybrid.checkpoints import read_checkpoint
+        from hybrid.errors import WeightsError
+        from medical.models.swin_unetr_encoder import FIRST, encoder_name
+
+        if FIRST not in map(encoder_name, read_checkpoint(file).state):
+            raise WeightsError(f"{file.name} holds no encoder, and {entry.name} is one.", hint="Check --as.")
+
+    def facts(self, network: SegmentationNetwork, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        card, protocol = network.card, network.protocol
+        regions = protocol is not None and protocol.regions
+        outputs = f"{card.out_channels} overlapping regions" if regions else f"{card.out_channels} classes"
+        yield "input", f"{card.spatial_dims}-D, {card.in_channels} channel{'s' * (card.in_channels > 1)}"
+        yield "output", outputs + (", the first of them the background" if protocol is not None and not regions else "")
+        for name, value in network.options().items():
+            yield name, f"{value}, " + ("as the file says" if name in told else f"assumed: another is set by --option {name}=...")
+        if protocol is None:
+            yield "protocol", "none in the file: segment with --protocol FILE"
+        else:
+            yield from _protocol(protocol)
+
+
+def _protocol(protocol: Protocol) -> Iterator[tuple[str, str]]:
+    spacing = " x ".join(f"{step:g}" for step in protocol.spacing) + " mm" if protocol.spacing else "any voxel size"
+    yield "scans", f"{protocol.modality}: {', '.join(protocol.channels)}; {protocol.orientation}, {spacing}"
+    intensity = protocol.intensity
+    if intensity.kind == "window":
+        yield "intensity", f"{intensity.low:g} to {intensity.high:g} to [0, 1], clipped"
+    else:
+        yield "intensity", "z-score of each channel" + (", voxels of 0 left out" if intensity.nonzero else "")
+    mirrored = ", ".join(str(axis) for axis in protocol.mirror) or "none"
+    patch = " x ".join(map(str, protocol.patch))
+    yield "windows", f"{patch} voxels, overlap {protocol.overlap:g}; may be mirrored along axis: {mirrored}"
+    yield "structures", ", ".join(f"{each.value} {each.name}" for each in protocol.structures)
+
+
+models = models_app(Scans())

@@ -1,0 +1,274 @@
+"""What `medical segment` does with its request."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+
+from hybrid.console import folder_of, messages, progress_on, results
+from hybrid.devices import set_threads
+from hybrid.errors import HybridError, InputError, RequestError
+from hybrid.memory import format_size, parse_size
+from medical.inputs import Job, plan_jobs, read_scan
+from medical.loading import build, find_weights
+from medical.models.base import SegmentationNetwork
+from medical.notice import RESEARCH_USE
+from medical.protocol import Protocol
+from medical.roi import mask_path
+from medical.segment_files import Outcome, is_done, segment_file
+from medical.segment_outputs import FileSettings, Format, check_jobs, check_targets, planned_outputs, possible_outputs
+from medical.segmentation import SegmentSettings, plan_volume, protocol_of, seconds_per_window
+from medical.statistics import ml_text
+
+FAST_OVERLAP = 0.25
+"""Overlap of windows with --fast: a third of the windows that half an overlap takes in a large scan."""
+
+Failure = tuple[Job, HybridError]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of `medical segment`, as given."""
+
+    inputs: tuple[str, ...]
+    source: str | Path
+    protocol: Path | None
+    options: tuple[str, ...]
+    output: Path | None
+    format: Format | None
+    stacked: bool
+    volume: int | None
+    series: str | None
+    roi: str | None
+    overlap: float | None
+    tta: bool
+    fast: bool
+    largest_component: bool
+    fill_holes: bool
+    probabilities: bool
+    report: bool
+    overwrite: bool
+    memory: str | None
+    threads: int | None
+    device: str
+    precision: str
+    plan_only: bool
+    json: bool
+    quiet: bool
+
+    def settings(self) -> FileSettings:
+        """The settings that hold for every scan.
+
+        Raises:
+            RequestError: Options that do not go together, a size that is none, or a protocol that is none.
+            InputError: The protocol cannot be read.
+        """
+        if self.fast and (self.tta or self.overlap is not None):
+            raise RequestError(
+                "--fast has an overlap of its own and no mirror images.", hint="Leave --fast, or --tta and --overlap, out."
+            )
+        run = SegmentSettings(
+            overlap=FAST_OVERLAP if self.fast else self.overlap,
+            mirror=self.tta,
+            memory=parse_size(self.memory) if self.memory is not None else None,
+            roi=self.roi,
+            largest_component=self.largest_component,
+            fill_holes=self.fill_holes,
+            probabilities=self.probabilities,
+        )
+        protocol = read_protocol(self.protocol) if self.protocol is not None else None
+        return FileSettings(run, self.format, self.report, self.overwrite, self.volume, self.series, protocol)
+
+
+def run(request: Request) -> None:
+    """Segment every scan of a request, or plan it. One that fails does not stop the others.
+
+    Raises:
+        HybridError: The request cannot be met at all, or scans failed: the scan's own error if there was only one, else a
+            list of all.
+    """
+    settings = request.settings()
+    talk = messages(quiet=request.quiet)
+    # Paths are checked before weights are looked for: a wrong path should not cost a download.
+    ending = ".dcm" if request.format == "seg" else ".nii.gz"
+    jobs = plan_jobs(request.inputs, request.output, stacked=request.stacked, studies=request.series is not None, ending=ending)
+    check_jobs(jobs, settings, inputs=[mask] if (mask := mask_path(request.roi or "")) is not None else [])
+    several = len(jobs) > 1 or jobs[0].source != Path(request.inputs[0])
+    if not several and not request.plan_only:
+        check_targets(jobs[0], settings)
+    network = _load(request, talk)
+    protocol_of(network, settings.protocol)  # of no scan's making: one complaint, not one for each
+    if settings.protocol is not None and network.protocol not in (None, settings.protocol):
+        talk.print("--protocol takes the place of the protocol that these weights bring.", style="yellow")
+    work = _plan_all if request.plan_only else _segment_all
+    _raise_failures(work(network, jobs, settings, request, talk, several), len(jobs))
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Read a protocol from a YAML file.
+
+    Raises:
+        InputError: It cannot be read, or is no protocol; the message names the first faults.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The protocol {path} cannot be read: {error.strerror}.", hint="Check the path.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path.name} is no YAML file.", hint="Write it as in the documentation of protocols.") from error
+    try:
+        return Protocol.model_validate(raw)
+    except ValidationError as error:
+        faults = [f"{'.'.join(str(part) for part in fault['loc']) or 'file'}: {fault['msg']}" for fault in error.errors()[:3]]
+        raise InputError(f"{path.name} is no protocol: {'; '.join(faults)}.", hint="Correct it there.") from error
+
+
+def _load(request: Request, talk: Console) -> SegmentationNetwork:
+    set_threads(request.threads)  # no more than this process may use, which torch does not ask a container for
+    with progress_on(talk) as progress:
+        task = progress.add_task("weights", visible=False)
+
+        def on_download(done: int, total: int) -> None:
+            progress.update(task, completed=done // 1024, total=total // 1024, visible=True)
+
+        found = find_weights(request.source, on_progress=on_download)
+        network = build(found, device=request.device, precision=request.precision, **_options(request.options))
+    if network.source and network.source.notice:
+        talk.print(network.source.notice, style="dim")
+    return network
+
+
+def _options(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Options of a network from texts such as ``merging=merging15``; values are read as YAML does."""
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise RequestError(f"--option {text} is not understood.", hint="Write NAME=VALUE, such as merging=merging15.")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RequestError(f"The value of --option {text} is not understood.", hint="Write a name or number.") from error
+    return options
+
+
+def _segment_all(
+    network: SegmentationNetwork, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, several: bool
+) -> list[Failure]:
+    failures: list[Failure] = []
+    with progress_on(talk) as progress:
+        for job in jobs:
+            try:
+                if several and is_done(job, network, settings):
+                    _report_skipped(job, settings, talk, request.json)
+                    continue
+                with folder_of(job.target):
+                    outcome = _one(network, job, settings, progress)
+            except HybridError as error:
+                failures.append((job, error))
+                _tell(failures[-1], talk, several)
+            else:
+                _report(outcome, talk, request.json)
+    if len(failures) < len(jobs):
+        talk.print(f"{RESEARCH_USE}.", style="dim")
+    return failures
+
+
+def _plan_all(
+    network: SegmentationNetwork, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, several: bool
+) -> list[Failure]:
+    """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
+    out = results()
+    protocol = protocol_of(network, settings.protocol)
+    seconds: float | None = None
+    failures: list[Failure] = []
+    for job in jobs:
+        try:
+            outputs = planned_outputs(job, settings) if settings.overwrite else check_targets(job, settings)
+            volume = read_scan(job.sources, channels=len(protocol.channels), volume=settings.volume, series=settings.series)
+            outputs, _ = possible_outputs(outputs, volume, settings)
+            way, plan = plan_volume(volume, network, settings.run, protocol)
+        except HybridError as error:
+            failures.append((job, error))
+            _tell(failures[-1], talk, several)
+            continue
+        seconds = seconds or seconds_per_window(network, plan)
+        # The scan, what the network sees of it, the label map there and on the scan's grid, and the windows.
+        memory = volume.values.nbytes + 4 * volume.values.shape[0] * _voxels(way.model.shape)
+        memory += 2 * _voxels(volume.grid.shape) + plan.tiles.memory_bytes
+        if request.json:
+            facts = {"input": str(job.source), "outputs": [str(path) for path in outputs], "way": way.describe()}
+            costs = {"windows": plan.to_dict(), "memory_bytes": memory, "seconds": seconds * plan.tiles.count}
+            out.out(json.dumps(facts | costs, ensure_ascii=False))
+        else:
+            out.out(
+                f"{job.source}: {way.describe()}; {plan.describe()}; about {format_size(memory)} with the scan, "
+                f"{seconds * plan.tiles.count:.0f} s; to {outputs[0]}"
+            )
+    return failures
+
+
+def _one(network: SegmentationNetwork, job: Job, settings: FileSettings, progress: Progress) -> Outcome:
+    task = progress.add_task(job.source.name, total=None)
+    try:
+        return segment_file(
+            network, job, settings, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    finally:
+        progress.remove_task(task)
+
+
+def _report(outcome: Outcome, talk: Console, as_json: bool) -> None:
+    if as_json:
+        facts = {
+            "input": str(outcome.input),
+            "outputs": [str(path) for path in outcome.outputs],
+            "seconds": outcome.seconds,
+            "windows": outcome.windows,
+            "way": outcome.way,
+            "structures": [figures.to_dict() for figures in outcome.figures],
+            "notes": outcome.notes,
+            "research_use": RESEARCH_USE,
+        }
+        results().out(json.dumps(facts, ensure_ascii=False))
+        return
+    talk.print(f"{outcome.outputs[0]}  {outcome.seconds:.1f} s")
+    found = [f"{row.name} {ml_text(row.ml)} ml" if row.voxels else f"{row.name} not found" for row in outcome.figures]
+    talk.print(f"  {', '.join(found)}")
+    for note in outcome.notes:
+        talk.print(f"  note: {note}", style="yellow")
+
+
+def _report_skipped(job: Job, settings: FileSettings, talk: Console, as_json: bool) -> None:
+    label_map = planned_outputs(job, settings)[0]
+    if as_json:
+        results().out(json.dumps({"input": str(job.source), "skipped": str(label_map)}, ensure_ascii=False))
+    else:
+        talk.print(f"{label_map}  is there already, of the same scan, network and settings: skipped")
+
+
+def _tell(failure: Failure, talk: Console, several: bool) -> None:
+    """Say at once why one of several scans failed, quiet or not; of a single one the command's own error tells."""
+    job, error = failure
+    if several:
+        (messages(quiet=False) if talk.quiet else talk).print(f"failed: {job.source}: {error}", style="red")
+
+
+def _raise_failures(failures: list[Failure], count: int) -> None:
+    if failures and count == 1:
+        raise failures[0][1]
+    if failures:
+        names = "; ".join(str(job.source) for job, _ in failures[:10]) + (" and more" if len(failures) > 10 else "")
+        raise HybridError(f"{len(failures)} of {count} scans failed: {names}.", hint="The reasons stand above.")
+
+
+def _voxels(shape: tuple[int, ...]) -> int:
+    i, j, k = shape
+    return i * j * k

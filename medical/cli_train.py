@@ -1,0 +1,45 @@
+"""The command `medical train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe such as hippocampus, or a YAML file.")],
+    data: Annotated[Path, typer.Option(help="Folder with dataset.json (its splits), imagesTr and labelsTr.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for log, checkpoints, weights and record.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Other number of steps than the recipe's.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Processes, one device each.")] = 1,
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Train a segmentation network by a recipe; a stopped training goes on from its last checkpoint in the output folder.
+
+    Research use, not a medical device.
+    """
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeRemainingColumn
+
+    from hybrid.training import is_first_process
+    from medical.training import load_recipe, run, write_result
+
+    chosen = load_recipe(recipe)
+    if steps is not None:
+        chosen = chosen.model_copy(update={"training": chosen.training.model_copy(update={"steps": steps})})
+    columns = (*Progress.get_default_columns()[:2], TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet or not is_first_process()) as progress:
+        task = progress.add_task(chosen.name, total=chosen.training.steps, figures="")
+
+        def show(done: int, total: int, figures: dict[str, float]) -> None:
+            text = f"step {done}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if k in ("loss", "lr", "dice"))
+            progress.update(task, completed=done, total=total, figures=text)
+
+        network, facts = run(chosen, data, output, devices=devices, accelerator=accelerator, on_progress=show)
+    for warning in facts["warnings"]:
+        typer.echo(f"Warning: {warning}", err=True)
+    for path in write_result(network, facts, output, chosen.name):
+        typer.echo(str(path))

@@ -1,0 +1,349 @@
+"""Scores of segmentations against references, case by case: a folder of label maps, or a network on a data set.
+
+`plan_folders` and `plan_data_set` say what is scored; `Folder` and `medical.evaluation_network.Network` give the label
+maps; `run_evaluation` scores them on the grid of the reference, and `medical.evaluation_report` writes what came out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+
+from data_specs import SegmentationSpec, find_volumes
+from data_specs.volume_files import volume_stem, volumes_in
+from hybrid.errors import HybridError, InputError
+from medical.geometry import Grid
+from medical.label_maps import read_labels
+from medical.metrics import Conventions, Scores, score, score_labels
+
+log = logging.getLogger(__name__)
+
+Labels = NDArray[np.integer]
+Progress = Callable[[int, int], None]
+Metric = Literal["dice", "hd95", "nsd"]
+METRICS: tuple[Metric, ...] = ("dice", "hd95", "nsd")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is scored as one: a structure, or several that make a region."""
+
+    name: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationCase:
+    """A reference, and what a segmentation of it is made or found by.
+
+    Attributes:
+        name: Name in the report.
+        reference: Its label map.
+        images: The scan; several files where each channel has its own. Empty where no scan is needed.
+    """
+
+    name: str
+    reference: Path
+    images: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A label map to be scored, (i, j, k) on its grid, and what a reader should know of it."""
+
+    labels: Labels
+    grid: Grid
+    notes: tuple[str, ...] = ()
+
+
+Predict = Callable[[EvaluationCase], Prediction]
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """All that will be scored.
+
+    Attributes:
+        title: What is evaluated on what.
+        cases: In order of their names.
+        targets: What is scored in each; empty: each value that the label maps hold.
+        conventions: How it is scored.
+        names: Names of values, for targets that are yet to be found.
+        split: Name of the part of the data set; None for folders.
+        spec: The data set, where one was named.
+    """
+
+    title: str
+    cases: tuple[EvaluationCase, ...]
+    targets: tuple[Target, ...]
+    conventions: Conventions
+    names: Mapping[int, str] = field(default_factory=dict)
+    split: str | None = None
+    spec: SegmentationSpec | None = None
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """Scores of a case, or the error that kept it from them.
+
+    Attributes:
+        name: The case.
+        scores: By target.
+        spacing: Of the reference, in mm.
+        seconds: Reading and segmenting.
+        notes: What a reader should know.
+        error: Why there are no scores.
+    """
+
+    name: str
+    scores: Mapping[Target, Scores] = field(default_factory=dict)
+    spacing: tuple[float, ...] = ()
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """How label maps were made, for the report, as plain JSON types.
+
+    Attributes:
+        model: Name, weights and their hash, options, protocol.
+        inference: Windows, overlap, mirror images, device, precision.
+        notes: What a reader should know, one sentence each.
+    """
+
+    model: Mapping[str, Any]
+    inference: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        plan: What was asked.
+        targets: What was scored.
+        results: One for each case, in order.
+        made: How the label maps were made; None where they lay in a folder.
+        seconds: Wall time of the whole.
+    """
+
+    plan: EvaluationPlan
+    targets: tuple[Target, ...]
+    results: tuple[CaseResult, ...]
+    made: Made | None
+    seconds: float
+
+    @property
+    def scored(self) -> tuple[CaseResult, ...]:
+        return tuple(result for result in self.results if result.error is None)
+
+    @property
+    def failures(self) -> tuple[CaseResult, ...]:
+        return tuple(result for result in self.results if result.error is not None)
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failures else 0
+
+    def table(self, metric: Metric) -> NDArray[np.float64]:
+        """(cases with scores, targets) of one metric."""
+        rows = [[getattr(result.scores[target], metric) for target in self.targets] for result in self.scored]
+        return np.array(rows, np.float64).reshape(len(self.scored), len(self.targets))
+
+
+class Folder:
+    """Label maps that lie in a folder, found by the name of the case, of the reference or of the scan."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder.", hint="Name the folder of the label maps to be scored.")
+        self.folder = folder
+        self.files = _by_name(folder)
+
+    def find(self, case: EvaluationCase) -> Path | None:
+        names = [case.name, volume_stem(case.reference), *(volume_stem(image) for image in case.images)]
+        return next((self.files[name] for name in names if name in self.files), None)
+
+    def __call__(self, case: EvaluationCase) -> Prediction:
+        path = self.find(case)
+        if path is None:
+            raise InputError(f"There is no prediction {case.name}.nii.gz in {self.folder.name}.", hint="Segment that scan too.")
+        labels, grid, _ = read_labels(path)
+        return Prediction(labels, grid)
+
+
+def plan_folders(predictions: Folder, references: Path, conventions: Conventions) -> EvaluationPlan:
+    """Plan to score a folder of label maps against a folder of references of the same names.
+
+    Raises:
+        InputError: A folder is missing or empty, or no name of one is in the other.
+    """
+    if not references.is_dir():
+        raise InputError(f"{references} is not a folder.", hint="Name the folder of the reference label maps.")
+    cases = tuple(EvaluationCase(name, path) for name, path in _by_name(references).items())
+    if not cases:
+        raise InputError(f"{references} holds no .nii.gz or .nii files.", hint="Name the folder of the reference label maps.")
+    if not any(predictions.find(case) for case in cases):
+        raise InputError(
+            f"No label map in {predictions.folder} has the name of one in {references}, such as {cases[0].reference.name}.",
+            hint="Give predictions the names of their references.",
+        )
+    title = f"{predictions.folder.resolve().name} against {references.resolve().name}"
+    return EvaluationPlan(title, cases, (), conventions, _names(cases))
+
+
+def plan_data_set(
+    spec: SegmentationSpec, data: Path, split: str, *, title: str, conventions: Conventions | None = None
+) -> EvaluationPlan:
+    """Plan to score on a split of a data set.
+
+    Args:
+        spec: Its description.
+        data: Folder that holds the data set's folder, or that folder itself.
+        split: Name of the split; ``all`` for all cases.
+        title: What is scored, such as the name of a model.
+        conventions: None for those of the description.
+
+    Raises:
+        RequestError, InputError: As `data_specs.find_volumes`.
+    """
+    found = find_volumes(spec, data, split)
+    cases = tuple(EvaluationCase(case.name, case.labels, case.images) for case in found.cases)
+    targets = tuple(Target(each.name, each.values) for each in spec.scored)
+    conventions = conventions or Conventions(**spec.scoring.model_dump())
+    return EvaluationPlan(f"{title} on {spec.title}, {split}", cases, targets, conventions, split=split, spec=spec)
+
+
+def run_evaluation(
+    plan: EvaluationPlan,
+    predict: Predict,
+    *,
+    made: Made | None = None,
+    on_progress: Progress | None = None,
+) -> Evaluation:
+    """Score every case.
+
+    A case that fails for a reason of the project's own errors (damaged file, another grid, too little memory) becomes a
+    result with an error, the others go on, and `Evaluation.exit_code` is 1. Other errors are raised.
+
+    Args:
+        plan: From `plan_folders` or `plan_data_set`.
+        predict: Gives the label map of a case: a `Folder`, or `medical.evaluation_network.Network`.
+        made: How the label maps are made, for the report.
+        on_progress: Called as (cases done, cases in all).
+    """
+    start = time.perf_counter()
+    results = []
+    for done, case in enumerate(plan.cases, 1):
+        try:
+            results.append(_evaluate(plan, case, predict))
+        except HybridError as error:
+            log.info("%s failed: %s", case.name, error)
+            results.append(CaseResult(case.name, error=str(error)))
+        if on_progress is not None:
+            on_progress(done, len(plan.cases))
+    targets = plan.targets or tuple(sorted({target for result in results for target in result.scores}, key=lambda t: t.values))
+    filled = tuple(_filled(result, targets, plan.conventions) for result in results)
+    return Evaluation(plan, targets, filled, made, time.perf_counter() - start)
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in volumes_in(folder):
+        if files.setdefault(volume_stem(path), path) != path:
+            raise InputError(f"{folder} holds {volume_stem(path)} as .nii and as .nii.gz.", hint="Keep one of them.")
+    return files
+
+
+def _evaluate(plan: EvaluationPlan, case: EvaluationCase, predict: Predict) -> CaseResult:
+    reference, grid, _ = read_labels(case.reference)
+    reference, notes = _without_strays(reference, plan.spec)
+    start = time.perf_counter()
+    prediction = predict(case)
+    seconds = time.perf_counter() - start
+    _check_grid(prediction.grid, grid)
+    notes = (*notes, *prediction.notes, *_unknown(prediction.labels, plan))
+    targets = plan.targets or tuple(
+        Target(plan.names.get(value, f"label {value}"), (value,))
+        for value in sorted({*_values(prediction.labels), *_values(reference)})
+    )
+    scores = score_labels(prediction.labels, reference, grid.spacing, [target.values for target in targets], plan.conventions)
+    return CaseResult(case.name, dict(zip(targets, scores, strict=True)), grid.spacing, seconds, notes)
+
+
+def _without_strays(labels: Labels, spec: SegmentationSpec | None) -> tuple[Labels, tuple[str, ...]]:
+    """A reference without values that are no structure, as the data set's description says, and what was done."""
+    if spec is None or spec.stray_labels == "ignore":
+        return labels, ()
+    known = [structure.value for structure in spec.structures]
+    stray = [value for value in _values(labels) if value not in known]
+    if not stray:
+        return labels, ()
+    if spec.stray_labels == "refuse":
+        raise InputError(
+            f"The reference holds the values {_listed(stray)}, which {spec.title} does not know.",
+            hint="Check that the label map belongs to this data set.",
+        )
+    count = int(np.isin(labels, stray).sum())
+    note = f"Voxels of the reference with the stray values {_listed(stray)} were clamped to {max(known)}: {count}."
+    log.warning("%s", note)
+    return np.minimum(labels, max(known)).astype(labels.dtype), (note,)
+
+
+def _unknown(prediction: Labels, plan: EvaluationPlan) -> tuple[str, ...]:
+    """What a reader should know of values that are not scored."""
+    if plan.spec is None or plan.spec.stray_labels == "ignore":
+        return ()
+    known = {structure.value for structure in plan.spec.structures}
+    unknown = [value for value in _values(prediction) if value not in known]
+    return (f"The prediction holds the values {_listed(unknown)}, which are no structure and not scored.",) if unknown else ()
+
+
+def _check_grid(prediction: Grid, reference: Grid) -> None:
+    if prediction.matches(reference):
+        return
+    sides = [" x ".join(map(str, grid.shape)) for grid in (prediction, reference)]
+    differ = f"{sides[0]} voxels against {sides[1]}" if sides[0] != sides[1] else "their voxels lie at other places"
+    raise InputError(
+        f"The prediction lies on another grid than the reference: {differ}.",
+        hint="Bring it onto the grid of the reference before it is scored.",
+    )
+
+
+def _values(labels: Labels) -> list[int]:
+    """Values above 0 that a label map holds, found without sorting it."""
+    return [value for value, box in enumerate(find_objects(labels), 1) if box is not None]
+
+
+def _names(cases: Sequence[EvaluationCase]) -> dict[int, str]:
+    """Names of values as the first reference states them; a damaged one is reported when it is scored."""
+    try:
+        structures = read_labels(cases[0].reference)[2]
+    except HybridError:
+        return {}
+    names = [structure.name for structure in structures]
+    return {each.value: each.name if names.count(each.name) == 1 else f"{each.name} ({each.value})" for each in structures}
+
+
+def _filled(result: CaseResult, targets: Sequence[Target], conventions: Conventions) -> CaseResult:
+    """A result with scores of the targets too that other cases alone hold: there both masks are empty."""
+    if result.error is not None:
+        return result
+    nothing = np.zeros((1, 1, 1), bool)
+    empty = score(nothing, nothing, (1.0, 1.0, 1.0), conventions)
+    return replace(result, scores={target: result.scores.get(target, empty) for target in targets})
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")

@@ -1,0 +1,93 @@
+"""A network as what is evaluated: each scan goes the road of `medical segment`, with the network loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_specs import SegmentationSpec
+from hybrid.errors import RequestError
+from medical.evaluation import EvaluationCase, Made, Prediction
+from medical.models.base import SegmentationNetwork
+from medical.protocol import Protocol
+from medical.segmentation import SegmentSettings, protocol_of, segment
+from medical.sliding import device_of
+from medical.volumes import read_volume, stack
+
+
+class Network:
+    """Segments the scan of a case.
+
+    Args:
+        network: From `medical.load_model`.
+        settings: As for `medical.segmentation.segment`.
+        protocol: What the network asks of a scan, where its file does not say it.
+
+    Raises:
+        RequestError: There is no protocol.
+    """
+
+    def __init__(
+        self, network: SegmentationNetwork, settings: SegmentSettings | None = None, *, protocol: Protocol | None = None
+    ) -> None:
+        self.network = network
+        self.settings = settings or SegmentSettings()
+        self.protocol = protocol_of(network, protocol)
+
+    def __call__(self, case: EvaluationCase) -> Prediction:
+        channels = len(self.protocol.channels) if len(case.images) == 1 else 1
+        volume = stack([read_volume(image, channels=channels) for image in case.images])
+        result = segment(volume, self.network, self.settings, protocol=self.protocol)
+        return Prediction(result.labels, volume.grid, result.notes)
+
+    def made(self, spec: SegmentationSpec | None = None) -> Made:
+        """What a report must say of the model and of how it is run; with a data set, where names differ from its own."""
+        network, protocol, settings = self.network, self.protocol, self.settings
+        source = network.source
+        model = {
+            "name": source.name if source is not None else network.card.title,
+            "weights": source.file if source is not None else None,
+            "sha256": source.sha256 if source is not None else None,
+            "origin": source.origin if source is not None else None,
+            "family": network.card.family,
+            "title": network.card.title,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "options": network.options(),
+            "protocol": protocol.model_dump(mode="json"),
+        }
+        inference = {
+            "window": list(protocol.patch),
+            "overlap": protocol.overlap if settings.overlap is None else settings.overlap,
+            "weighting": "gaussian",
+            "mirror": list(protocol.mirror) if settings.mirror else [],
+            "largest_component": settings.largest_component,
+            "fill_holes": settings.fill_holes,
+            "device": str(device_of(network)),
+            "precision": network.precision,
+        }
+        return Made(model, inference, check_structures(protocol, spec) if spec is not None else ())
+
+
+def check_structures(protocol: Protocol, spec: SegmentationSpec) -> tuple[str, ...]:
+    """Whether a network's outputs mean what a data set's labels mean; differing names as sentences for the report.
+
+    Raises:
+        RequestError: The network lacks a value that is scored.
+    """
+    found = {structure.value: structure.name for structure in protocol.structures}
+    scored = sorted({value for target in spec.scored for value in target.values})
+    if missing := [value for value in scored if value not in found]:
+        names = {structure.value: structure.name for structure in spec.structures}
+        raise RequestError(
+            f"The network does not segment {_named(missing, names)} of {spec.title}.",
+            hint="Choose a network that was trained on this data set, or a description of your own with fewer structures.",
+        )
+    given = {structure.value: structure.name for structure in spec.structures}
+    return tuple(
+        f"Value {value} is {found[value]} for the network and {given[value]} in the data set."
+        for value in scored
+        if found[value].casefold() != given[value].casefold()
+    )
+
+
+def _named(values: Sequence[int], names: dict[int, str]) -> str:
+    return ", ".join(f"{value} ({names[value]})" for value in values)

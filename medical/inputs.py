@@ -1,0 +1,194 @@
+"""From what a user names (files, folders of scans, DICOM folders) to scans and the label maps to write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybrid.errors import InputError, RequestError
+from medical.label_maps import names_path
+from medical.volumes import Volume, is_nifti, read_volume, stack, stem
+
+TAG = "_seg"
+"""Put behind the name of a label map that lies beside its scan."""
+ENDINGS = (".nii.gz", ".nii", ".dcm")
+"""Of files that a label map can be written to: NIfTI, or DICOM SEG alone."""
+_NO_SCANS = (".json", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".md", ".png", ".jpg", ".html", ".pdf", ".xml", ".py")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan and its label map.
+
+    Attributes:
+        sources: The scan: a file, a DICOM folder or a zip; several files are its channels.
+        target: The label map to write; what goes with it is named after it.
+    """
+
+    sources: tuple[Path, ...]
+    target: Path
+
+    @property
+    def source(self) -> Path:
+        """The scan, or its first channel."""
+        return self.sources[0]
+
+
+def plan_jobs(
+    inputs: Sequence[str],
+    output: Path | None,
+    *,
+    stacked: bool = False,
+    studies: bool = False,
+    ending: str = ".nii.gz",
+) -> list[Job]:
+    """Pair scans with label maps.
+
+    A scan beside which its label map is to lie gives NAME_seg; in a folder of results it keeps its name, as `medical
+    evaluate` expects it. A folder with DICOM files in it, or with one such sub-folder alone, is a scan. Any other folder is
+    searched: every NIfTI file, DICOM zip and folder with DICOM files in it is a scan, and sub-folders are mirrored into
+    `output`, or into a folder beside it named FOLDER_seg. What lies in an `output` inside the folder is no scan, nor are
+    label maps of this package, nor what is hidden.
+
+    Args:
+        inputs: Files or folders.
+        output: File or folder, or None.
+        stacked: The inputs are the channels of one scan.
+        studies: Folders are DICOM studies of several series, of which one was chosen, and none is searched for scans.
+        ending: Of the label maps, unless `output` is a file.
+
+    Raises:
+        InputError: An input is missing, or a folder holds no scan.
+        RequestError: Two scans would have one label map, several are to go into one file, or a label map would take the
+            place of a scan.
+    """
+    if stacked:
+        found: list[tuple[tuple[Path, ...], Path | None]] = [(tuple(Path(text) for text in inputs), None)]
+    else:
+        found = [pair for text in inputs for pair in _expand(text, output, studies)]
+    for sources, _ in found:
+        for path in sources:
+            _check_there(path)
+    several = len(found) > 1 or any(root is not None for _, root in found)
+    if several and output is not None and output.name.lower().endswith(ENDINGS) and not output.is_dir():
+        raise RequestError(f"{output} names a file, but there are {len(found)} scans.", hint="Give --output a folder.")
+    jobs = [Job(sources, _target(sources[0], root, output, several, ending)) for sources, root in found]
+    _check_distinct(jobs)
+    return jobs
+
+
+def read_scan(sources: Sequence[Path], *, channels: int = 1, volume: int | None = None, series: str | None = None) -> Volume:
+    """Read a scan, NIfTI or DICOM by what the files are.
+
+    Args:
+        sources: A file, a DICOM folder or a zip; or a file for each channel.
+        channels: How many channels the network takes.
+        volume: Which volume of a 4-D NIfTI file to take, from 0.
+        series: Which series of several to take, by its number or UID.
+
+    Raises:
+        InputError: It cannot be read; see `medical.volumes.read_volume` and `medical.dicom.read_dicom`.
+        RequestError: It holds several scans and none, or one that is not there, was chosen.
+    """
+    if len(sources) > 1:
+        return stack([read_scan([source], volume=volume, series=series) for source in sources])
+    (source,) = sources
+    if is_nifti(source) and not source.is_dir():
+        if series is not None:
+            raise RequestError(f"{source.name} is NIfTI and has no series.", hint="Leave --series out.")
+        return read_volume(source, volume=volume, channels=channels)
+    from medical.dicom import is_dicom, read_dicom
+
+    if not is_dicom(source):
+        raise InputError(
+            f"{source.name} is neither NIfTI nor DICOM.", hint="Give a .nii.gz file, a DICOM file, or a folder or zip of such."
+        )
+    if volume is not None:
+        raise RequestError(f"--volume is for 4-D NIfTI, and {source.name} is DICOM.", hint="Choose a series with --series.")
+    return read_dicom(source, series=series)
+
+
+def _expand(text: str, output: Path | None, studies: bool) -> Iterator[tuple[tuple[Path, ...], Path | None]]:
+    """Scans that one argument means, each with the folder that was searched (None for a scan named by itself)."""
+    path = Path(text)
+    if not path.is_dir() or studies or _holds_dicom(path):
+        yield (path,), None
+        return
+    found = [scan for scan in _scans(path) if output is None or output.resolve() not in (scan.resolve(), *scan.resolve().parents)]
+    if not found and output is not None and path.resolve() == output.resolve():
+        raise RequestError(f"The output folder {output} is the input folder.", hint="Choose another --output.")
+    if not found:
+        raise InputError(
+            f"The folder {path} holds no scan: no NIfTI file, and no DICOM.", hint="Check the path; NIfTI and DICOM are read."
+        )
+    if len(found) == 1 and found[0].is_dir():  # the one series of a study
+        yield (path,), None
+    else:
+        yield from (((scan,), path) for scan in found)
+
+
+def _scans(folder: Path) -> Iterator[Path]:
+    """Scans below a folder, in order of their names."""
+    from medical.dicom import is_dicom
+
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if _holds_dicom(path):
+                yield path
+            yield from (scan for scan in _scans(path))
+        elif is_nifti(path) and not _is_result(path):
+            if not path.name.lower().endswith((".img", ".img.gz")):  # its .hdr stands for both
+                yield path
+        elif path.suffix.lower() == ".zip" and is_dicom(path):
+            yield path
+
+
+def _is_result(path: Path) -> bool:
+    """Whether it is a label map of this package, or probabilities beside one: no scan to segment in its turn."""
+    label_map = path.with_name(path.name.replace("_probabilities.nii", ".nii"))
+    return names_path(label_map).is_file()
+
+
+def _holds_dicom(folder: Path) -> bool:
+    """Whether a file of the folder itself is DICOM."""
+    from medical.dicom import is_dicom
+
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return any(is_dicom(path) for path in files if not is_nifti(path) and path.suffix.lower() not in (*_NO_SCANS, ".zip"))
+
+
+def _target(source: Path, root: Path | None, output: Path | None, several: bool, ending: str) -> Path:
+    name = stem(source if source.name else source.resolve())
+    if root is not None:
+        base = output if output is not None else root.resolve().with_name(root.resolve().name + TAG)
+        return base / source.relative_to(root).parent / (name + ending)
+    if output is None:
+        return source.resolve().with_name(name + TAG + ending) if not source.name else source.with_name(name + TAG + ending)
+    if several or output.is_dir() or not output.name.lower().endswith(ENDINGS):
+        return output / (name + ending)
+    return output
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"There is no file or folder {path}.", hint="Check the path.")
+
+
+def _check_distinct(jobs: Sequence[Job]) -> None:
+    sources = {os.path.realpath(source): source for job in jobs for source in job.sources}
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        place = os.path.realpath(job.target)
+        if place in sources:
+            raise RequestError(
+                f"The output {job.target} is the scan {sources[place]}.", hint="Scans are never changed: choose another --output."
+            )
+        if place in seen:
+            raise RequestError(
+                f"{seen[place].source} and {job.source} would both be written to {job.target}.", hint="Run them separately."
+            )
+        seen[place] = job

@@ -1,0 +1,100 @@
+"""What every segmentation network shares: a card of its facts, any input size, float32 in and out."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hybrid import families
+from medical.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class SegmentationCard:
+    """Facts of one configured network that the code around it needs, so that no code asks for a model's name.
+
+    Attributes:
+        family: Registry name of the architecture, such as ``swin_unetr``.
+        title: Its name in print.
+        paper: Citation of the paper that defines it.
+        code_licence: Licence of the reference implementation ("unknown" is a value).
+        spatial_dims: 2 for slices, 3 for volumes.
+        in_channels: Channels that it takes.
+        out_channels: Logits a voxel that it gives.
+        multiple: The network fills each side up to a multiple of this many voxels.
+        activation_floats: Peak of live float32 values per input voxel during a forward pass, measured; without the logits.
+        low_precision: Compute types, besides float32, in which its results are known to hold.
+        task: What its logits are of: ``segmentation``, each voxel; ``classification``, the scan as a whole.
+    """
+
+    family: str
+    title: str
+    paper: str
+    code_licence: str
+    spatial_dims: int
+    in_channels: int
+    out_channels: int
+    multiple: int
+    activation_floats: int
+    low_precision: tuple[str, ...] = ("bf16",)
+    task: Literal["segmentation", "classification"] = "segmentation"
+
+
+class SegmentationNetwork(families.Network):
+    """Base of networks from a scan to logits.
+
+    A subclass gives `card` and `segment`, which may ask for sides that are multiples of `card.multiple`.
+
+    Attributes:
+        card: Its facts.
+        protocol: What it asks of a scan and what its outputs mean; None where nobody said.
+    """
+
+    card: SegmentationCard
+    protocol: Protocol | None = None
+
+    def segment(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) with sides that are multiples of `card.multiple` to (B, classes, *spatial)."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """What `FAMILY.build` needs beside the weights to make this network again; kept in files that this package writes."""
+        return {}
+
+    def padded(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The sides to which an input of these sides is filled up."""
+        return tuple(-(-n // self.card.multiple) * self.card.multiple for n in shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of scans of any size, which are filled up with zeros at their far ends for the network.
+
+        Args:
+            x: (B, C, *spatial) float32, scaled as the network's protocol says.
+
+        Returns:
+            (B, classes, *spatial) float32.
+
+        Raises:
+            ValueError: The input is no batch of scans, or has another number of channels than the network.
+        """
+        card, shape = self.card, tuple(x.shape[2:])
+        if x.ndim != card.spatial_dims + 2 or x.shape[1] != card.in_channels or 0 in x.shape:
+            axes = ", ".join("DHW"[-card.spatial_dims :])
+            raise ValueError(f"{card.title} takes (B, {card.in_channels}, {axes}), not {tuple(x.shape)}")
+        missing = [m - n for m, n in zip(self.padded(shape), shape, strict=True)]
+        if any(missing):
+            x = F.pad(x, [n for m in reversed(missing) for n in (0, m)])
+        # In float32 a surrounding autocast, as in training, stays in force.
+        low = self.precision != "float32"
+        with torch.autocast(x.device.type, dtype=families.COMPUTE_TYPES[self.precision]) if low else nullcontext():
+            y = self.segment(x)
+        return y[(slice(None), slice(None), *map(slice, shape))].float()
+
+
+Family = families.Family[SegmentationNetwork]
+"""A family of segmentation networks."""

@@ -1,0 +1,217 @@
+"""ResNets of Cross-D Conv: classifiers of slices whose kernels serve a classifier of volumes as they are.
+
+M. C. Yavuz, Y. Yang, "Cross-D Conv: Cross-Dimensional Transferable Knowledge Base via Fourier Shifting Operation",
+arXiv 2411.02441; networks: K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+Published: ResNet-18 of slices. 34 and 50 are made by the same rule. Parameters have their published names, in volumes too.
+Axis letters: B batch, C channels. Images are (B, C, *spatial).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from hybrid.blocks.cross_d import HIDDEN, CrossDConv
+from hybrid.errors import WeightsError
+from hybrid.keys import KeyMap, count_numbered
+from medical.models.base import ClassificationNetwork, Family, SegmentationCard
+
+PAPER = (
+    "Yavuz & Yang, Cross-D Conv: Cross-Dimensional Transferable Knowledge Base via Fourier Shifting Operation, arXiv 2411.02441"
+)
+CODE_LICENCE = "MIT"
+EXPANSION = 4
+"""Channels that a bottleneck block gives, in multiples of those inside it."""
+STEM_KERNEL = 7
+NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOLS = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+
+
+@dataclass(frozen=True)
+class CrossDConfig:
+    """One ResNet of Cross-D Conv. Defaults are the published ResNet-18 of RadImageNet.
+
+    Attributes:
+        in_channels, out_channels: Channels of the image, and classes.
+        spatial_dims: 2 for slices, 3 for volumes.
+        depths: Blocks of each stage: ResNet-18 (2, 2, 2, 2), 34 and 50 (3, 4, 6, 3).
+        bottleneck: Blocks of three convolutions, as in ResNet-50, not of two.
+        width: Channels of the first stage; they double with each.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 165
+    spatial_dims: int = 2
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        if self.spatial_dims not in NORMS:
+            raise ValueError(f"Cross-D Conv has 2 or 3 spatial dimensions, not {self.spatial_dims}")
+        if not self.depths or min(self.depths) < 1:
+            raise ValueError(f"each stage has one block at least, and depths are {self.depths}")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels that the stages give."""
+        return tuple(self.width * 2**stage * (EXPANSION if self.bottleneck else 1) for stage in range(len(self.depths)))
+
+    @property
+    def title(self) -> str:
+        """Its name in print: ResNets are numbered by their layers with weights, shortcuts not counted."""
+        return f"Cross-D ResNet-{sum(self.depths) * (3 if self.bottleneck else 2) + 2}"
+
+
+class Block(nn.Module):
+    """Convolutions with batch norm, and the input added; where the shape changes, through a 1x1 convolution with a norm.
+
+    Two of 3 x 3, or with `bottleneck` 1 x 1, 3 x 3 and 1 x 1; the first of 3 x 3 has the stride.
+    """
+
+    def __init__(self, inputs: int, width: int, stride: int, config: CrossDConfig) -> None:
+        super().__init__()
+        dims, norm = config.spatial_dims, NORMS[config.spatial_dims]
+        outputs = width * EXPANSION if config.bottleneck else width
+        if config.bottleneck:
+            self.conv1 = CrossDConv(inputs, width, 1, spatial_dims=dims)
+            self.conv2 = CrossDConv(width, width, 3, stride=stride, padding=1, spatial_dims=dims)
+            self.conv3 = CrossDConv(width, outputs, 1, spatial_dims=dims)
+        else:
+            self.conv1 = CrossDConv(inputs, width, 3, stride=stride, padding=1, spatial_dims=dims)
+            self.conv2 = CrossDConv(width, outputs, 3, padding=1, spatial_dims=dims)
+            self.conv3 = None
+        self.bn1, self.bn2 = norm(width), norm(width)
+        self.bn3 = norm(outputs) if config.bottleneck else None
+        shortcut = CrossDConv(inputs, outputs, 1, stride=stride, spatial_dims=dims)
+        changes = stride != 1 or inputs != outputs
+        self.downsample = nn.Sequential(shortcut, norm(outputs)) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
+        if self.conv3 is not None and self.bn3 is not None:
+            y = self.bn3(self.conv3(y.relu_()))
+        return (y + (x if self.downsample is None else self.downsample(x))).relu_()
+
+
+class Encoder(nn.Module):
+    """The ResNet without its head: a stem that makes a quarter of each side, and stages that halve them."""
+
+    def __init__(self, config: CrossDConfig) -> None:
+        super().__init__()
+        dims, width = config.spatial_dims, config.width
+        self.conv1 = CrossDConv(config.in_channels, width, STEM_KERNEL, stride=2, padding=STEM_KERNEL // 2, spatial_dims=dims)
+        self.bn1 = NORMS[dims](width)
+        self.maxpool = POOLS[dims](3, stride=2, padding=1)
+        self.stages = nn.ModuleDict()  # numbered from 1, as published
+        for i, (depth, inputs) in enumerate(zip(config.depths, (width, *config.channels), strict=False)):
+            first = Block(inputs, width * 2**i, 2 if i else 1, config)
+            others = (Block(config.channels[i], width * 2**i, 1, config) for _ in range(depth - 1))
+            self.stages[str(i + 1)] = nn.Sequential(first, *others)
+
+    def forward(self, x: Tensor) -> Iterator[Tensor]:
+        """What (B, C, *spatial) is after the stem's convolution, at half of each side, and after each stage."""
+        x = self.bn1(self.conv1(x)).relu_()
+        yield x
+        x = self.maxpool(x)
+        for stage in self.stages.values():
+            x = stage(x)
+            yield x
+
+
+class CrossDResNet(ClassificationNetwork):
+    """The classifier. Takes (B, C, *spatial) float32 of any size and returns logits (B, classes)."""
+
+    def __init__(self, config: CrossDConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.fc = nn.Linear(config.channels[-1], config.out_channels)
+        self.card = SegmentationCard(
+            family="cross_d_conv",
+            title=config.title,
+            paper=PAPER,
+            code_licence=CODE_LICENCE,
+            spatial_dims=config.spatial_dims,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            multiple=1,
+            activation_floats=config.in_channels + config.width,
+            task="classification",
+        )
+
+    def classify(self, x: Tensor) -> Tensor:
+        *_, last = self.encoder(x)
+        return self.fc(last.flatten(2).mean(-1))
+
+
+KEYS = KeyMap(
+    ("conv1.", "encoder.conv1."),
+    ("bn1.", "encoder.bn1."),
+    ("layer{}.", "encoder.stages.{}."),
+)
+"""Published names and ours, by prefix."""
+DERIVED = ("*.num_batches_tracked", "slices.*")
+"""Counters; and what `medical transfer` lays aside in a network of volumes for the way back to slices."""
+
+
+def is_encoder(state: Mapping[str, Tensor]) -> bool:
+    """True for files that hold the ResNet, also those of the operator's earlier form, which `read_config` refuses."""
+    return any({f"conv1.{kernel}", f"layer1.0.conv1.{kernel}"} <= state.keys() for kernel in ("weights_3d", "weights_fft"))
+
+
+def read_config(state: Mapping[str, Tensor], head: str) -> CrossDConfig:
+    """The configuration that a state dict under published keys tells.
+
+    Args:
+        state: The weights.
+        head: Name of the weights that give the logits.
+
+    Raises:
+        WeightsError: They are of the operator's earlier form, or stem and classes are none of a published network's.
+    """
+    predictor = state.get("conv1.rotation_params.0.weight")
+    if "conv1.weights_fft" in state or (predictor is not None and len(predictor) != HIDDEN):
+        raise WeightsError(
+            "These weights are of Cross-D Conv's earlier form (before January 2025), which is another operator.",
+            hint="Give a file with weights_3d and predictors of 16 channels, as published since.",
+        )
+    stem = state["conv1.weights_3d"]
+    if set(stem.shape[2:]) != {STEM_KERNEL}:
+        raise WeightsError(
+            f"The first kernel of this Cross-D network is {' x '.join(map(str, stem.shape[2:]))}, which is not supported.",
+            hint=f"Use weights of the published form, with a first kernel of {STEM_KERNEL} voxels along each axis.",
+        )
+    depths = (count_numbered(state, f"layer{number}.") for number in itertools.count(1))
+    return CrossDConfig(
+        in_channels=stem.shape[1],
+        out_channels=len(state[head]),
+        spatial_dims=3 if predictor is None else 2,
+        depths=tuple(itertools.takewhile(bool, depths)),
+        bottleneck="layer1.0.conv3.weights_3d" in state,
+        width=len(stem),
+    )
+
+
+def build(state: Mapping[str, Tensor], **options: Any) -> CrossDResNet:
+    """The ResNet for a checkpoint. `options` are fields of CrossDConfig.
+
+    Raises:
+        WeightsError: As `read_config`.
+    """
+    return CrossDResNet(replace(read_config(state, "fc.weight"), **options))
+
+
+FAMILY = Family(
+    name="cross_d_conv",
+    matches=lambda state: is_encoder(state) and "fc.weight" in state,
+    build=build,
+    create=lambda **options: CrossDResNet(CrossDConfig(**options)),
+    options=(),
+    keys=KEYS,
+    derived=DERIVED,
+)

@@ -1,0 +1,177 @@
+"""From a scan to what a network sees of it, and back: every geometric step in one object that can undo it.
+
+Axes: (C, i, j, k) in the order of the file, then of the protocol's orientation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybrid.errors import InputError
+from medical.geometry import Grid, Reorientation, resample
+from medical.protocol import Protocol
+from medical.transforms import normalise, training_grid
+from medical.volumes import Volume
+
+PARALLEL = 1e-5
+"""Largest part of a voxel step along one axis that may lie along another, for grids that count as parallel."""
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """The way from a scan's grid to a network's.
+
+    Attributes:
+        scan: The grid of the scan.
+        box: The part of it that is segmented, in its voxels.
+        reorientation: From that part to the protocol's orientation.
+        model: The grid that the network sees; the reorientation's own where nothing is resampled.
+    """
+
+    scan: Grid
+    box: Box
+    reorientation: Reorientation
+    model: Grid
+
+    @property
+    def oriented(self) -> Grid:
+        """The part of the scan, in the protocol's orientation."""
+        return self.reorientation.grid
+
+    @property
+    def resampled(self) -> bool:
+        """Whether the network sees another grid than the scan's."""
+        return self.model is not self.oriented
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the axes of both grids are parallel, as they are unless the scan is sheared."""
+        steps = self._to_model[:3, :3]
+        return bool(np.abs(steps - np.diag(np.diag(steps))).max() <= PARALLEL * np.abs(steps).max())
+
+    @property
+    def positions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For grids that are parallel: where the oriented scan's voxels lie, in voxels of the model's grid, for each axis."""
+        matrix = self._to_model
+        i, j, k = (matrix[axis, axis] * np.arange(n) + matrix[axis, 3] for axis, n in enumerate(self.oriented.shape))
+        return i, j, k
+
+    @property
+    def _to_model(self) -> np.ndarray:
+        return np.linalg.inv(self.model.affine) @ self.oriented.affine
+
+    def apply(self, volume: Volume, protocol: Protocol) -> np.ndarray:
+        """What the network sees, (C, i, j, k) float32: oriented, resampled linearly (as published Swin UNETR do), and scaled."""
+        values = self.reorientation.apply(volume.values[(slice(None), *self.box)])
+        if self.resampled:
+            values = resample(values, self.oriented, self.model, order=1)
+        return normalise(values, protocol.intensity)
+
+    def undo(self, array: np.ndarray) -> np.ndarray:
+        """(..., i, j, k) in the protocol's orientation to the scan's grid, with 0 outside the part that was segmented."""
+        part = self.reorientation.undo(array)
+        if part.shape[-3:] == self.scan.shape:
+            return part
+        whole = np.zeros((*array.shape[:-3], *self.scan.shape), array.dtype)
+        whole[(..., *self.box)] = part
+        return whole
+
+    def describe(self) -> str:
+        """One line for people and records."""
+        steps = [f"{_mm(self.scan.spacing)} mm, axes {self.scan.codes}"]
+        if self.oriented.shape != self.scan.shape and self.box != whole(self.scan):
+            steps.append("cut to " + ", ".join(f"{part.start}:{part.stop}" for part in self.box))
+        if self.oriented.codes != self.scan.codes:
+            steps.append(f"turned to {self.oriented.codes}")
+        if self.resampled:
+            sheared = "" if self.oriented.orthogonal else " at right angles"
+            steps.append(f"resampled{sheared} to {_mm(self.model.spacing)} mm")
+        return ", ".join(steps)
+
+
+def prepare(volume: Volume, protocol: Protocol, box: Box | None = None) -> Preparation:
+    """Plan the way from a scan to a network.
+
+    Args:
+        volume: The scan.
+        protocol: What the network asks for.
+        box: The part to segment, as if the file had been cut to it; None for the whole.
+    """
+    box = box or whole(volume.grid)
+    oriented = Reorientation.between(_cut(volume.grid, box), protocol.orientation)
+    return Preparation(volume.grid, box, oriented, training_grid(oriented.grid, protocol))
+
+
+def whole(grid: Grid) -> Box:
+    """The box of all voxels."""
+    i, j, k = (slice(0, n) for n in grid.shape)
+    return i, j, k
+
+
+def check_scan(volume: Volume, protocol: Protocol) -> None:
+    """Refuse what no network can segment.
+
+    Raises:
+        InputError: Other channels than the protocol's, no volume, values that are not finite, or a constant channel.
+    """
+    values, wanted = volume.values, protocol.channels
+    if len(values) != len(wanted):
+        names = ", ".join(wanted)
+        raise InputError(
+            f"{volume.name} has {_count(len(values), 'channel')}, and this network takes {len(wanted)}: {names}.",
+            hint="Pick one volume of the file with --volume N." if len(wanted) == 1 else f"Give one file with {names}, in order.",
+        )
+    if min(volume.grid.shape) < 2:
+        raise InputError(
+            f"{volume.name} has {' x '.join(map(str, volume.grid.shape))} voxels: it is no volume.",
+            hint="Give a scan of at least 2 voxels along each axis.",
+        )
+    for name, channel in zip(wanted, values, strict=True):
+        where = f"{volume.name}" + (f", channel {name}," if len(wanted) > 1 else "")
+        low, high = float(channel.min()), float(channel.max())  # NaN spreads to both
+        if not np.isfinite((low, high)).all():
+            bad = sum(int(np.count_nonzero(~np.isfinite(row))) for row in channel)
+            raise InputError(
+                f"{where} has {_count(bad, 'voxel')} whose value is not finite (NaN or infinity).",
+                hint="Replace them, for example by 0 or by the value of air.",
+            )
+        if low == high:
+            raise InputError(f"{where} has the value {low:g} everywhere: there is nothing to segment.", hint="Check the file.")
+
+
+def doubts(volume: Volume, protocol: Protocol, preparation: Preparation) -> tuple[str, ...]:
+    """What a user should be told before trusting a result: values or a modality that do not look like the network's."""
+    return tuple(_doubts(volume, protocol, preparation))
+
+
+def _doubts(volume: Volume, protocol: Protocol, preparation: Preparation) -> Iterator[str]:
+    said = getattr(volume.origin, "modality", None)
+    low = float(volume.values.min())
+    if said and said != protocol.modality:
+        yield f"The network was trained on {protocol.modality}, and the scan says that it is {said}."
+    elif protocol.modality == "CT" and low > -200:
+        yield f"The network was trained on CT in HU, where air is about -1000; the lowest value here is {low:g}."
+    elif protocol.modality == "MR" and low < -500:
+        yield f"The network was trained on MR, and values down to {low:g} look like CT in HU."
+    if not preparation.oriented.orthogonal:
+        yield "The scan is sheared (a tilted gantry): it was resampled to right angles for the network, and its labels back."
+
+
+def _cut(grid: Grid, box: Box) -> Grid:
+    affine = np.array(grid.affine)
+    affine[:3, 3] = grid.to_world(np.array([part.start for part in box]))
+    i, j, k = (part.stop - part.start for part in box)
+    return Grid((i, j, k), affine)
+
+
+def _mm(spacing: tuple[float, float, float]) -> str:
+    return " x ".join(f"{step:.4g}" for step in spacing)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

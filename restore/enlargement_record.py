@@ -1,0 +1,62 @@
+"""The record of an enlargement, beside the result and inside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hybrid.errors import OutputError
+from hybrid.records import Record, record_path, sha256_file
+from restore.enlargement import RunSettings
+from restore.ensemble import NOTE as ENSEMBLE_NOTE
+from restore.ensemble import SelfEnsemble
+from restore.images import check_output
+from restore.models.base import RestorationNetwork
+
+
+def check_target(source: Path, target: Path, settings: RunSettings) -> None:
+    """Make sure that the result and its record can be written, before any work is done.
+
+    Raises:
+        OutputError: The folder is missing or not writable, or one of the files is there and may not be replaced.
+        RequestError: The target is the source, or its suffix names no format.
+    """
+    check_output(target, [source], overwrite=settings.overwrite, format=settings.save.format)
+    record = record_path(target)
+    if record.exists() and not settings.overwrite:
+        raise OutputError(
+            f"{record}, where the record would go, is there already.", hint="Pass --overwrite or choose another --output."
+        )
+
+
+def make_record(
+    network: RestorationNetwork, source: Path, target: Path, tiles: str, started: str, notes: tuple[str, ...]
+) -> Record:
+    """The record of a run that has not ended yet: its time is 0."""
+    weights = network.source
+    return Record(
+        task="sr",
+        input=source.name,
+        input_sha256=sha256_file(source),
+        output=target.name,
+        weights=weights.file if weights else "none",
+        weights_sha256=weights.sha256 if weights else "",
+        weights_origin=weights.origin if weights else "none",
+        family=network.card.family,
+        title=weights.name if weights else network.card.title,
+        device=str(next(network.parameters()).device),
+        precision=network.precision,
+        started=started,
+        seconds=0.0,
+        tiles=tiles,
+        notes=(*notes, ENSEMBLE_NOTE) if isinstance(network, SelfEnsemble) else notes,
+    )
+
+
+def embedded(record: Record, *, timeless: bool = False) -> str:
+    """The record as it is put into the picture itself, before the run's time is known; `timeless`, two runs give the same."""
+    facts = record.to_dict()
+    del facts["seconds"]
+    if timeless:
+        del facts["started"]
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
