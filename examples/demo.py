@@ -1,4 +1,4 @@
-"""Enlarge the example by four with a compact HAT, and put the result beside plain bicubic enlargement.
+"""Enlarge the example by four with a shipped network, and put the result beside plain bicubic enlargement.
 
     python examples/demo.py demo
 
@@ -26,7 +26,7 @@ DETAIL = (slice(280, 560), slice(80, 500))
 def main(folder: Path) -> None:
     """Run the example and write the three files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    network = load_model("hat-compact", scale=SCALE, precision="auto")
+    network = load_model("cfsr-compact", scale=SCALE, precision="auto")
     outcome = enlarge_file(network, EXAMPLE, folder / "colosseum_x4.png", RunSettings(overwrite=True))
     name = network.source.name if network.source else network.card.title
     sheet = folder / "side_by_side.png"

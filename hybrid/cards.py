@@ -18,6 +18,7 @@ class ModelCard:
         channels: Image channels that the network takes and gives.
         multiple: The network pads each side to a multiple of this many pixels (1: no padding).
         overlap: Context in input pixels that a tile shares with each neighbour.
+        exact: Whether tiles with that overlap, cut in its middle, give what the whole gives.
         global_context: True if some layer sees the whole input, so that tiles can not be exact.
         activation_floats: Peak of live float32 values per input pixel during a forward pass, measured.
         working_floats: Live float32 values that do not grow with the input, such as chunks of tokens at work.
@@ -39,4 +40,5 @@ class ModelCard:
     working_floats: int = 0
     value_range: tuple[float, float] = (0.0, 1.0)
     luma: bool = False
+    exact: bool = False
     low_precision: tuple[str, ...] = ("bf16",)

@@ -7,6 +7,8 @@ output pixels along every axis.
 Tiles start at multiples of the network's own multiple (its window or its down-sampling), so that the windows inside
 a tile are the windows of the whole picture. Where neighbours overlap, the outer quarter of each overlap is thrown
 away, because a border is where a network has the least context, and the two central quarters are blended linearly.
+Where a network's reach is known and the overlap is twice that, both tiles are right up to the middle of the overlap:
+there they are cut, and nothing is computed for a blend.
 
 Volumes are segmented in windows of a fixed size (`plan_windows`), which are averaged with Gaussian weights.
 """
@@ -25,12 +27,11 @@ from numpy.typing import NDArray
 
 from hybrid.errors import RequestError, ResourceError
 from hybrid.memory import format_size
+from hybrid.tile_weights import Span, blend_weights, gaussian_weights, supports
 
 BYTES_PER_FLOAT = 4
 SMALLEST_SIDE = 64  # below this a transformer sees too little context to be worth its run
-SIGMA = 0.125  # standard deviation of a window's Gaussian weights, in window sides
 
-Span = tuple[int, int]
 Tile = int | tuple[int, ...] | Literal["auto"] | None
 
 
@@ -47,6 +48,7 @@ class TilePlan:
         out_channels: Values that the network returns per output pixel (outputs x channels).
         floats_per_pixel: Floats alive per input pixel at the peak of one network call, its input and output included.
         spans: For each axis the (start, stop) of its tiles, in order.
+        exact: Whether tiles are cut in the middle of their overlap in place of being blended.
         gaussian: Whether tiles are windows of a fixed size, averaged with Gaussian weights.
     """
 
@@ -59,6 +61,7 @@ class TilePlan:
     floats_per_pixel: int
     spans: tuple[tuple[Span, ...], ...]
     gaussian: bool = False
+    exact: bool = False
 
     @property
     def count(self) -> int:
@@ -83,12 +86,14 @@ class TilePlan:
     @cached_property
     def supports(self) -> tuple[tuple[Span, ...], ...]:
         """For each axis the output pixels (start, stop) where a tile has weight."""
-        return self.spans if self.gaussian else tuple(_supports(axis, self.scale) for axis in self.spans)
+        return self.spans if self.gaussian else tuple(supports(axis, self.scale, self.exact) for axis in self.spans)
 
     @cached_property
     def weights(self) -> tuple[list[NDArray[np.float64]], ...]:
         """For each axis the weights of its tiles' output pixels, over the whole tile."""
-        return tuple(gaussian_weights(axis) if self.gaussian else blend_weights(axis, self.scale) for axis in self.spans)
+        if self.gaussian:
+            return tuple(gaussian_weights(axis) for axis in self.spans)
+        return tuple(blend_weights(axis, self.scale, self.exact) for axis in self.spans)
 
     @property
     def tile_bytes(self) -> int:
@@ -154,6 +159,7 @@ def plan_tiles(
     multiple: int,
     out_channels: int,
     floats_per_pixel: int,
+    exact: bool = False,
     budget_bytes: int | None = None,
 ) -> TilePlan:
     """Plan the tiles of one input.
@@ -168,6 +174,7 @@ def plan_tiles(
         multiple: Grid on which tiles start and the multiple of their size.
         out_channels: Values that the network returns per output pixel (outputs x channels).
         floats_per_pixel: Floats alive per input pixel at the peak of one network call, its input and output included.
+        exact: Cut tiles in the middle of their overlap; for a network whose reach is half of the overlap at most.
         budget_bytes: Bytes that the run may use (`TilePlan.memory_bytes`); None sets no bound.
 
     Raises:
@@ -183,7 +190,7 @@ def plan_tiles(
     def build(sides: tuple[int, ...]) -> TilePlan:
         spans = tuple(_axis_spans(n, side, overlap, multiple) for n, side in zip(shape, sides, strict=True))
         actual = tuple(min(n, side) for n, side in zip(shape, sides, strict=True))
-        return TilePlan(shape, actual, overlap, scale, multiple, out_channels, floats_per_pixel, spans)
+        return TilePlan(shape, actual, overlap, scale, multiple, out_channels, floats_per_pixel, spans, exact=exact)
 
     if tile == "auto":
         return _largest_within(build(shape), budget_bytes, build)
@@ -253,57 +260,7 @@ def smaller_plan(plan: TilePlan, shape: Sequence[int]) -> TilePlan | None:
         multiple=plan.multiple,
         out_channels=plan.out_channels,
         floats_per_pixel=plan.floats_per_pixel,
-    )
-
-
-def blend_weights(spans: Sequence[Span], scale: int) -> list[NDArray[np.float64]]:
-    """Weight of each output pixel of each tile along one axis; over the tiles that cover a pixel they sum to 1.
-
-    Within an overlap of length L the weight of the later tile is 0 over the first quarter, rises linearly over the
-    two central quarters and is 1 over the last; the earlier tile is its mirror image.
-
-    >>> blend_weights([(0, 8), (4, 12)], scale=2)[1].tolist()
-    [0.0, 0.0, 0.125, 0.375, 0.625, 0.875, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    """
-    weights = [np.ones((stop - start) * scale) for start, stop in spans]
-    for before, after in pairwise(range(len(spans))):
-        length = (spans[before][1] - spans[after][0]) * scale
-        if length == 0:
-            continue
-        margin = length // 4
-        steps = np.arange(length) - margin + 0.5
-        rising = np.clip(steps / (length - 2 * margin), 0.0, 1.0)
-        weights[before][-length:] *= rising[::-1]
-        weights[after][:length] *= rising
-    total = np.zeros(spans[-1][1] * scale)  # is 1 except where three tiles meet on one axis
-    for (start, stop), weight in zip(spans, weights, strict=True):
-        total[start * scale : stop * scale] += weight
-    return [w / total[start * scale : stop * scale] for (start, stop), w in zip(spans, weights, strict=True)]
-
-
-def gaussian_weights(spans: Sequence[Span]) -> list[NDArray[np.float64]]:
-    """Weight of each voxel of each window along one axis; over the windows that cover a voxel they sum to 1.
-
-    A Gaussian around the window's centre, of standard deviation `SIGMA` window sides; the product over the axes is the
-    weight of a voxel (Isensee et al., "nnU-Net", Nature Methods 2021). MONAI raises products below 0.001 to it.
-
-    >>> [weight.round(3).tolist() for weight in gaussian_weights([(0, 4), (2, 6)])]
-    [[1.0, 1.0, 0.982, 0.018], [0.018, 0.982, 1.0, 1.0]]
-    """
-    total = np.zeros(spans[-1][1])
-    weights = []
-    for start, stop in spans:
-        offsets = (np.arange(start, stop) - (start + stop - 1) / 2) / (SIGMA * (stop - start))
-        weights.append(np.exp(-(offsets**2) / 2))
-        total[start:stop] += weights[-1]
-    return [weight / total[start:stop] for (start, stop), weight in zip(spans, weights, strict=True)]
-
-
-def _supports(spans: Sequence[Span], scale: int) -> tuple[Span, ...]:
-    margins = [(before[1] - after[0]) * scale // 4 for before, after in pairwise(spans)]
-    return tuple(
-        (start * scale + left, stop * scale - right)
-        for (start, stop), left, right in zip(spans, [0, *margins], [*margins, 0], strict=True)
+        exact=plan.exact,
     )
 
 

@@ -11,6 +11,7 @@ from medical.cli_evaluate import evaluate
 from medical.cli_models import models
 from medical.cli_stats import stats
 from medical.cli_train import train
+from medical.cli_transfer import transfer
 
 app = typer.Typer(
     name="medical",
@@ -105,3 +106,4 @@ app.add_typer(models, name="models")
 app.command()(evaluate)
 app.command()(stats)
 app.command()(train)
+app.command()(transfer)

@@ -24,6 +24,9 @@ def evaluate(
     protocol: Annotated[
         Path | None, typer.Option(help="YAML file: modality, channels, spacing, intensity, patch, structures of a checkpoint.")
     ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="What a checkpoint does not tell, such as merging=merging15. Repeatable.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder that holds the data set's folder, or that folder itself.")] = None,
     spec: Annotated[str | None, typer.Option(help="Data set such as msd-hippocampus, or a YAML description.")] = None,
     split: Annotated[str | None, typer.Option(help="Part of the data set, such as val; all for every case.")] = None,
@@ -67,7 +70,7 @@ def evaluate(
         title = folder.folder.resolve().name if folder is not None else Path(str(model)).stem
         plan = plan_data_set(described, data, split, title=title, conventions=conventions)
     earlier = read_scores(against) if against is not None else None  # a slip is better found before the work than after
-    maker = None if model is None else _network(model, protocol, device, precision, _settings(overlap, tta, memory))
+    maker = None if model is None else _network(model, protocol, option or (), device, precision, _settings(overlap, tta, memory))
     predict = folder or maker
     assert predict is not None
     made = maker.made(described) if maker is not None else None
@@ -131,16 +134,18 @@ def _settings(overlap: float | None, tta: bool, memory: str | None) -> SegmentSe
     return SegmentSettings(overlap=overlap, mirror=tta, memory=parse_size(memory) if memory is not None else None)
 
 
-def _network(model: str, protocol: Path | None, device: str, precision: str, settings: SegmentSettings) -> Network:
+def _network(
+    model: str, protocol: Path | None, options: Sequence[str], device: str, precision: str, settings: SegmentSettings
+) -> Network:
     """The model, loaded once. Nothing ever stands in for it."""
     from hybrid.devices import set_threads
-    from medical.cli_segment import read_protocol
+    from medical.cli_segment import network_options, read_protocol
     from medical.evaluation_network import Network
     from medical.loading import load_model
 
     given = read_protocol(protocol) if protocol is not None else None
     set_threads(None)  # no more than this process may use, which torch does not ask a container for
-    return Network(load_model(model, device=device, precision=precision), settings, protocol=given)
+    return Network(load_model(model, device=device, precision=precision, **network_options(options)), settings, protocol=given)
 
 
 def _show(result: Evaluation, comparison: Comparison | None) -> None:
@@ -154,8 +159,22 @@ def _show(result: Evaluation, comparison: Comparison | None) -> None:
     for fact in protocol_facts(result):
         typer.echo(fact)
     typer.echo(RESEARCH_USE + ".")
+    for note, names in _notes(result).items():
+        several = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        typer.echo(f"note: {', '.join(names[:3])}{several}: {note}", err=True)
     for failure in result.failures:
         typer.echo(f"{failure.name}: {without_folders(failure.error or '')}", err=True)
+
+
+def _notes(result: Evaluation) -> dict[str, list[str]]:
+    """What the user should know of cases, each sentence once, with the cases that it is about."""
+    from hybrid.records import without_folders
+
+    cases: dict[str, list[str]] = {}
+    for each in result.results:
+        for note in each.notes:
+            cases.setdefault(without_folders(note), []).append(each.name)
+    return cases
 
 
 def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restore.models_app import ModelsOf, models_app
 
 if TYPE_CHECKING:
-    from hybrid.catalogue import Catalogue
+    from hybrid.catalogue import Catalogue, Entry
     from hybrid.checkpoints import Checkpoint
     from hybrid.families import Family
     from hybrid.weights import Resolved
@@ -47,8 +48,8 @@ class Scans(ModelsOf):
         return saved_options(checkpoint.path.name, checkpoint.metadata)
 
     def check_fits(self, file: Path, entry: Entry, scale: int) -> None:
-        """As for all models; of one that is for training alone, which no protocol says how to run, an encoder is enough."""
-        if entry.protocol is not None or entry.shipped:
+        """As for all models; of one that is for training alone, and is no network whose parameters were counted, an encoder."""
+        if entry.protocol is not None or entry.shipped or entry.files[scale].parameters is not None:
             super().check_fits(file, entry, scale)
             return
         from hybrid.checkpoints import read_checkpoint
@@ -66,7 +67,9 @@ class Scans(ModelsOf):
         yield "output", outputs + (", the first of them the background" if protocol is not None and not regions else "")
         for name, value in network.options().items():
             yield name, f"{value}, " + ("as the file says" if name in told else f"assumed: another is set by --option {name}=...")
-        if protocol is None:
+        if card.task != "segmentation":
+            yield "protocol", f"none: it is made for {card.task}, and segments nothing"
+        elif protocol is None:
             yield "protocol", "none in the file: segment with --protocol FILE"
         else:
             yield from _protocol(protocol)

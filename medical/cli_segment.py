@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,13 +140,13 @@ def _load(request: Request, talk: Console) -> SegmentationNetwork:
             progress.update(task, completed=done // 1024, total=total // 1024, visible=True)
 
         found = find_weights(request.source, on_progress=on_download)
-        network = build(found, device=request.device, precision=request.precision, **_options(request.options))
+        network = build(found, device=request.device, precision=request.precision, **network_options(request.options))
     if network.source and network.source.notice:
         talk.print(network.source.notice, style="dim")
     return network
 
 
-def _options(texts: tuple[str, ...]) -> dict[str, Any]:
+def network_options(texts: Sequence[str]) -> dict[str, Any]:
     """Options of a network from texts such as ``merging=merging15``; values are read as YAML does."""
     options = {}
     for text in texts:

@@ -27,18 +27,20 @@ def stats(
 
     Research use, not a medical device.
     """
-    from medical.label_maps import read_labels
+    from medical.label_maps import read_label_map
     from medical.statistics import check_same_grid, structure_statistics, to_json
 
     targets = _targets(mask, output, overwrite) if output is not None else ()
     _check_mask(mask)
-    labels, grid, structures = read_labels(mask)
+    found = read_label_map(mask)
+    labels, grid = found.labels, found.grid
     read = _read_scan(scan, volume, series) if scan is not None else None
     if read is not None:
         check_same_grid(grid, read.grid)
     values = read.values[0] if read is not None else None
-    figures = structure_statistics(labels, grid, values, structures)
+    figures = structure_statistics(labels, grid, values, found.structures)
     inputs = _hashed([mask, scan])
+    notes = tuple(dict.fromkeys((*found.warnings, *(read.warnings if read is not None else ()))))
     if targets:
         from hybrid.records import write_bytes
         from medical.preview import preview_png
@@ -46,16 +48,17 @@ def stats(
         from medical.statistics import write_statistics
 
         title = _title(mask)
-        picture = preview_png(values, labels, grid, structures, figures=figures, title=title)
-        write_statistics(targets[0], figures, inputs=inputs)
+        picture = preview_png(values, labels, grid, found.structures, figures=figures, title=title)
+        write_statistics(targets[0], figures, inputs=inputs, notes=notes)
         write_bytes(targets[2], picture)
-        warnings = read.warnings if read is not None else ()
         facts = RunFacts(settings=_settings(mask, scan, inputs))
-        write_report(targets[3], scan=ScanFacts(title, grid, warnings=warnings), figures=figures, preview=picture, facts=facts)
+        write_report(targets[3], scan=ScanFacts(title, grid, warnings=notes), figures=figures, preview=picture, facts=facts)
     if json:
-        typer.echo(to_json(figures, inputs=inputs), nl=False)
+        typer.echo(to_json(figures, inputs=inputs, notes=notes), nl=False)
     elif not quiet:
         _show(figures, targets)
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
 
 
 def _targets(mask: Path, output: Path, overwrite: bool) -> tuple[Path, ...]:

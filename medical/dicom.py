@@ -64,9 +64,7 @@ def read_series(series: Series, *, on_progress: Callable[[int, int], None] | Non
     return Volume(values, series.grid, _name(series.path), origin, (*series.warnings, *warnings))
 
 
-def read_dicom(
-    path: str | Path, *, series: str | None = None, on_progress: Callable[[int, int], None] | None = None
-) -> Volume:
+def read_dicom(path: str | Path, *, series: str | None = None, on_progress: Callable[[int, int], None] | None = None) -> Volume:
     """Read the one series of a folder, zip or multi-frame file, or one of several.
 
     Args:

@@ -84,6 +84,14 @@ def is_dicom(path: str | Path) -> bool:
         return False
 
 
+def is_other_zip(path: Path) -> bool:
+    """Whether a zip is sound and holds no DICOM file; one that is damaged or locked may hold some."""
+    try:
+        return zipfile.is_zipfile(path) and next(_candidates(path), None) is None
+    except (InputError, ResourceError, OSError):
+        return False
+
+
 def find_files(path: Path) -> list[DicomFile]:
     """The DICOM files of a folder and its sub-folders, of a zip, or the one file, in order of their names.
 

@@ -150,10 +150,7 @@ def description_of(header: Dataset) -> str | None:
     said = " ".join(text(header, "SeriesDescription").split())
     folded = said.casefold()
     private = {
-        word.casefold()
-        for keyword in _IDENTITY
-        for word in re.split(r"[\^=\\\s,;]+", text(header, keyword))
-        if len(word) > 1
+        word.casefold() for keyword in _IDENTITY for word in re.split(r"[\^=\\\s,;]+", text(header, keyword)) if len(word) > 1
     }
     if not said or "^" in said or re.search(r"\d[\d./-]{5,}", said) or any(word in folded for word in private):
         return None

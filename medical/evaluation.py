@@ -21,7 +21,7 @@ from data_specs import SegmentationSpec, find_volumes
 from data_specs.volume_files import volume_stem, volumes_in
 from hybrid.errors import HybridError, InputError
 from medical.geometry import Grid
-from medical.label_maps import read_labels
+from medical.label_maps import read_label_map
 from medical.metrics import Conventions, Scores, score, score_labels
 
 log = logging.getLogger(__name__)
@@ -179,8 +179,8 @@ class Folder:
         path = self.find(case)
         if path is None:
             raise InputError(f"There is no prediction {case.name}.nii.gz in {self.folder.name}.", hint="Segment that scan too.")
-        labels, grid, _ = read_labels(path)
-        return Prediction(labels, grid)
+        found = read_label_map(path)
+        return Prediction(found.labels, found.grid, tuple(f"Prediction: {warning}" for warning in found.warnings))
 
 
 def plan_folders(predictions: Folder, references: Path, conventions: Conventions) -> EvaluationPlan:
@@ -267,13 +267,15 @@ def _by_name(folder: Path) -> dict[str, Path]:
 
 
 def _evaluate(plan: EvaluationPlan, case: EvaluationCase, predict: Predict) -> CaseResult:
-    reference, grid, _ = read_labels(case.reference)
-    reference, notes = _without_strays(reference, plan.spec)
+    found = read_label_map(case.reference)
+    grid = found.grid
+    reference, notes = _without_strays(found.labels, plan.spec)
     start = time.perf_counter()
     prediction = predict(case)
     seconds = time.perf_counter() - start
     _check_grid(prediction.grid, grid)
-    notes = (*notes, *prediction.notes, *_unknown(prediction.labels, plan))
+    told = tuple(f"Reference: {warning}" for warning in found.warnings)
+    notes = (*notes, *told, *prediction.notes, *_unknown(prediction.labels, plan))
     targets = plan.targets or tuple(
         Target(plan.names.get(value, f"label {value}"), (value,))
         for value in sorted({*_values(prediction.labels), *_values(reference)})
@@ -329,7 +331,7 @@ def _values(labels: Labels) -> list[int]:
 def _names(cases: Sequence[EvaluationCase]) -> dict[int, str]:
     """Names of values as the first reference states them; a damaged one is reported when it is scored."""
     try:
-        structures = read_labels(cases[0].reference)[2]
+        structures = read_label_map(cases[0].reference).structures
     except HybridError:
         return {}
     names = [structure.name for structure in structures]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybrid.errors import InputError, RequestError
@@ -101,13 +101,18 @@ def read_scan(sources: Sequence[Path], *, channels: int = 1, volume: int | None 
         return read_volume(source, volume=volume, channels=channels)
     from medical.dicom import is_dicom, read_dicom
 
-    if not is_dicom(source):
+    if source.suffix.lower() != ".zip" and not is_dicom(source):
         raise InputError(
             f"{source.name} is neither NIfTI nor DICOM.", hint="Give a .nii.gz file, a DICOM file, or a folder or zip of such."
         )
     if volume is not None:
         raise RequestError(f"--volume is for 4-D NIfTI, and {source.name} is DICOM.", hint="Choose a series with --series.")
-    return read_dicom(source, series=series)
+    found = read_dicom(source, series=series)
+    others = [path for path in source.rglob("*") if is_nifti(path) and not path.name.startswith(".")] if source.is_dir() else []
+    if not others:
+        return found
+    left = f"{source.name} holds NIfTI files too, which were left out: {len(others)}. They can be given by their names."
+    return replace(found, warnings=(*found.warnings, left))
 
 
 def _expand(text: str, output: Path | None, studies: bool) -> Iterator[tuple[tuple[Path, ...], Path | None]]:
@@ -131,7 +136,7 @@ def _expand(text: str, output: Path | None, studies: bool) -> Iterator[tuple[tup
 
 def _scans(folder: Path) -> Iterator[Path]:
     """Scans below a folder, in order of their names."""
-    from medical.dicom import is_dicom
+    from medical.dicom_files import is_other_zip
 
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -143,7 +148,7 @@ def _scans(folder: Path) -> Iterator[Path]:
         elif is_nifti(path) and not _is_result(path):
             if not path.name.lower().endswith((".img", ".img.gz")):  # its .hdr stands for both
                 yield path
-        elif path.suffix.lower() == ".zip" and is_dicom(path):
+        elif path.suffix.lower() == ".zip" and not is_other_zip(path):
             yield path
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree
@@ -131,15 +132,37 @@ def write_probabilities(path: str | Path, array: np.ndarray, volume: Volume) -> 
     return path
 
 
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A label map that was read.
+
+    Attributes:
+        labels: (i, j, k) uint8, or uint16 where a label is above 255; 0 is the background and no structure.
+        grid: Where they lie.
+        structures: What they mean, in ascending order.
+        warnings: What a user should be told.
+    """
+
+    labels: np.ndarray
+    grid: Grid
+    structures: tuple[Structure, ...]
+    warnings: tuple[str, ...] = ()
+
+
 def read_labels(path: str | Path) -> tuple[np.ndarray, Grid, tuple[Structure, ...]]:
-    """Read a label map; 0 is the background and no structure.
+    """Labels, grid and structures of `read_label_map`; what a user should be told is logged."""
+    found = read_label_map(path)
+    for warning in found.warnings:
+        _LOG.warning("%s", warning)
+    return found.labels, found.grid, found.structures
+
+
+def read_label_map(path: str | Path) -> LabelMap:
+    """Read a label map.
 
     Names are looked for in the header extension of `write_labels`, in a label table as Connectome Workbench and
     TotalSegmentator write it, and in `names_path` beside the file; labels without a name are ``label 7`` and so on.
-    Negative values, which stray into some published data sets, become background with a logged warning.
-
-    Returns:
-        (i, j, k) uint8, or uint16 where a label is above 255; the grid; the structures in ascending order.
+    Negative values, which stray into some published data sets, become background, and a warning says so.
 
     Raises:
         InputError: As `medical.volumes.read_volume`; or the file is 4-D, holds values further than 1e-3 from an integer,
@@ -166,9 +189,8 @@ def read_labels(path: str | Path) -> tuple[np.ndarray, Grid, tuple[Structure, ..
             negative += int((whole < 0).sum())
             whole = np.maximum(whole, 0)
         labels[..., planes] = whole
-    if negative:
-        _LOG.warning("%s: %d voxels with negative labels are taken as background.", path.name, negative)
-    return labels, file.grid, _structures(path, file.extensions, labels)
+    strays = (f"{path.name} has {negative} voxel{'s' * (negative > 1)} with negative labels: taken as background.",)
+    return LabelMap(labels, file.grid, _structures(path, file.extensions, labels), (*file.warnings, *strays * (negative > 0)))
 
 
 def _checked_path(path: str | Path) -> Path:

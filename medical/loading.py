@@ -111,13 +111,23 @@ def save_model(
     from hybrid.checkpoints import write_checkpoint
     from medical.models import family
 
-    kind, protocol = family(network.card.family), protocol or network.protocol
-    header = {OPTIONS: json.dumps(network.options()), **(metadata or {})}
-    if protocol is not None:
-        _agree(Path(path).name, network, protocol)
-        header[PROTOCOL] = protocol.model_dump_json()
+    kind = family(network.card.family)
+    header = file_header(Path(path).name, network, protocol or network.protocol) | dict(metadata or {})
     state = {kind.keys.to_published(key): tensor for key, tensor in network.state_dict().items()}
     write_checkpoint(path, state, header, half=half)
+
+
+def file_header(file_name: str, network: SegmentationNetwork, protocol: Protocol | None) -> dict[str, str]:
+    """What the header of a network's file says beside its weights: options, and the protocol where there is one.
+
+    Raises:
+        WeightsError: The protocol asks for other channels than the network has.
+    """
+    header = {OPTIONS: json.dumps(network.options())}
+    if protocol is not None:
+        _agree(file_name, network, protocol)
+        header[PROTOCOL] = protocol.model_dump_json()
+    return header
 
 
 def entry_protocol(name: str, raw: Mapping[str, Any]) -> Protocol:

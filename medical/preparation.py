@@ -5,6 +5,7 @@ Axes: (C, i, j, k) in the order of the file, then of the protocol's orientation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from medical.volumes import Volume
 
 PARALLEL = 1e-5
 """Largest part of a voxel step along one axis that may lie along another, for grids that count as parallel."""
+
+COARSE = 3.0
+"""How many times as long as the network's a scan's voxels may be before its result is to be doubted."""
 
 Box = tuple[slice, slice, slice]
 
@@ -64,6 +68,10 @@ class Preparation:
     @property
     def _to_model(self) -> np.ndarray:
         return np.linalg.inv(self.model.affine) @ self.oriented.affine
+
+    def prepared_bytes(self, channels: int) -> int:
+        """Memory that `apply` takes."""
+        return 4 * channels * math.prod(self.model.shape) * (2 if self.resampled else 1)
 
     def apply(self, volume: Volume, protocol: Protocol) -> np.ndarray:
         """What the network sees, (C, i, j, k) float32: oriented, resampled linearly (as published Swin UNETR do), and scaled."""
@@ -158,6 +166,12 @@ def _doubts(volume: Volume, protocol: Protocol, preparation: Preparation) -> Ite
         yield f"The network was trained on CT in HU, where air is about -1000; the lowest value here is {low:g}."
     elif protocol.modality == "MR" and low < -500:
         yield f"The network was trained on MR, and values down to {low:g} look like CT in HU."
+    oriented, model = preparation.oriented, preparation.model
+    if preparation.resampled and max(np.array(oriented.spacing) / model.spacing) > COARSE:
+        yield (
+            f"The scan's voxels of {_mm(oriented.spacing)} mm are far coarser than those that the network was trained on, "
+            f"{_mm(model.spacing)} mm."
+        )
     if not preparation.oriented.orthogonal:
         yield "The scan is sheared (a tilted gantry): it was resampled to right angles for the network, and its labels back."
 

@@ -202,7 +202,8 @@ class _Run:
         from medical.report import RunFacts, ScanFacts, write_report
 
         volume, result, name = self.volume, self.result, stem(self.job.target)
-        write_statistics(folder / f"{name}_statistics.csv", self.figures, inputs=[(record.input, self.digest)])
+        inputs = [(record.input, self.digest)]
+        write_statistics(folder / f"{name}_statistics.csv", self.figures, inputs=inputs, notes=record.notes)
         picture = preview_png(
             volume.values[0], result.labels, volume.grid, result.structures, figures=self.figures, title=volume.name
         )

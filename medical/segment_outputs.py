@@ -259,7 +259,9 @@ def _keep_inputs(outputs: Sequence[Path], inputs: Mapping[str, Path]) -> None:
     for path in outputs:
         place = Path(os.path.realpath(path))
         if (source := inputs.get(str(place))) is not None:
-            raise RequestError(f"The output {path} is the input {source}.", hint="Inputs are never changed: choose another --output.")
+            raise RequestError(
+                f"The output {path} is the input {source}.", hint="Inputs are never changed: choose another --output."
+            )
         if (folder := next((inputs[str(each)] for each in place.parents if str(each) in inputs), None)) is not None:
             raise RequestError(
                 f"The output {path} would lie in {folder}, the folder of the scan.", hint="Choose an --output outside of it."

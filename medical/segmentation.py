@@ -10,6 +10,7 @@ Files are read and written by `medical.segment_files`.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from hybrid.errors import OutputError, RequestError, ResourceError
-from hybrid.memory import format_size
+from hybrid.memory import available_bytes, format_size
 from medical.geometry import resample, resample_labels
 from medical.models.base import SegmentationNetwork
 from medical.postprocess import fill_holes, keep_largest
@@ -29,7 +30,7 @@ from medical.preparation import Preparation, check_scan, doubts, prepare
 from medical.protocol import Protocol
 from medical.roi import roi_box
 from medical.slabs import LabelPainter, RowInterpolator
-from medical.sliding import OnProgress, WindowPlan, WriteSlab, device_of, plan_scan, segment_windows, stream_order
+from medical.sliding import OnProgress, WindowPlan, WriteSlab, check_memory, device_of, plan_scan, segment_windows, stream_order
 from medical.structures import Structure
 from medical.volumes import Volume
 
@@ -124,19 +125,37 @@ def plan_volume(
 
     Raises:
         InputError, RequestError: As `segment`.
+        ResourceError: The network's grid alone does not fit the memory.
     """
     check_scan(volume, protocol)
     way = prepare(volume, protocol, roi_box(settings.roi, volume.grid) if settings.roi is not None else None)
+    _check_size(volume, way)
     return way, plan_scan(way.model.shape, network.card, protocol, overlap=settings.overlap, mirror=settings.mirror)
+
+
+def _check_size(volume: Volume, way: Preparation) -> None:
+    """Refuse a grid that is out of all proportion before anything is planned over it: a wrong unit in a header, mostly."""
+    needed, left = way.prepared_bytes(len(volume.values)), available_bytes()
+    if way.resampled and needed > left:
+        raise ResourceError(
+            f"For the network {volume.name} would have {' x '.join(map(str, way.model.shape))} voxels ({way.describe()}): "
+            f"{format_size(needed, up=True)} of memory needed, {format_size(left)} left.",
+            hint="Check the size of its voxels, or segment a part with --roi.",
+        )
 
 
 def protocol_of(network: SegmentationNetwork, given: Protocol | None = None) -> Protocol:
     """The protocol that was given, or the network's own.
 
     Raises:
-        RequestError: There is none, or it speaks of another network.
+        RequestError: There is none, or it speaks of another network; or the network segments nothing.
     """
     card, protocol = network.card, given or network.protocol
+    if card.task != "segmentation":
+        raise RequestError(
+            f"{card.title} is made for {card.task}: it says what a scan shows as a whole and outlines nothing.",
+            hint="Choose a segmentation network, or begin the training of one with these weights.",
+        )
     if card.spatial_dims != 3:
         raise RequestError(f"{card.title} is a network for slices here, not for volumes.", hint="Choose a 3-D network.")
     if protocol is None:
@@ -180,6 +199,8 @@ def _run(
     painter = LabelPainter(
         np.moveaxis(labels, plan.axis, 0), protocol, np.moveaxis(shares, 1 + plan.axis, 1) if shares is not None else None
     )
+    device = device_of(network)
+    check_memory(plan, device, settings.memory, reserve=way.prepared_bytes(len(volume.values)) + labels.nbytes)
     write: WriteSlab = painter
     if way.resampled and direct:
         write = RowInterpolator(_ordered(way.positions, plan.axis), stream_order(way.model.shape, plan.axis), painter)
@@ -190,6 +211,7 @@ def _run(
         write=write,
         plan=plan,
         memory=settings.memory,
+        device=device,
         on_progress=on_progress,
     )
     if not direct:
@@ -217,13 +239,21 @@ def _room(shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
         ResourceError: The disk has no room: asked for here, as a mapped file that finds none ends the process.
     """
     needed, free = 4 * math.prod(shape), shutil.disk_usage(scratch or tempfile.gettempdir()).free
+    hint = "Free some, choose another --output, or leave --save-probabilities out."
     if needed > free:
         raise ResourceError(
             f"The probabilities need {format_size(needed, up=True)} of disk for a while, and {format_size(free)} are free.",
-            hint="Free some, choose another --output, or leave --save-probabilities out.",
+            hint=hint,
         )
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)
+    try:
+        with tempfile.TemporaryFile(dir=scratch) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, needed)
+            return np.memmap(file, np.float32, "w+", shape=shape)
+    except OSError as error:
+        raise ResourceError(
+            f"The probabilities need {format_size(needed, up=True)} of disk for a while: {error.strerror}.", hint=hint
+        ) from error
 
 
 def _tidy(labels: np.ndarray, structures: Sequence[Structure], settings: SegmentSettings) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ def check_memory(plan: WindowPlan, device: torch.device, memory: int | None, *, 
     """
     tiles = plan.tiles
     on_cpu = tiles.memory_bytes if device.type == "cpu" else 2 * tiles.buffer_bytes
-    needs = [(on_cpu, activation_budget(memory if device.type == "cpu" else None, "cpu", reserve), "of memory")]
+    needs = [(on_cpu + reserve, activation_budget(memory if device.type == "cpu" else None, "cpu"), "of memory")]
     if device.type != "cpu":
         needs.append((tiles.tile_bytes, activation_budget(memory, device), f"on {device}"))
     for needed, left, where in needs:

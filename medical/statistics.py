@@ -26,6 +26,9 @@ from medical.structures import PALETTE, Structure
 COORDINATES = "RAS+ mm: x to the patient's right, y to the front, z to the head"
 
 FACES = {"R": "right", "L": "left", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
+STRAY_SHARE, STRAY_ML = 0.01, 1.0
+"""A structure counts as fragmented where more than this lies off its largest piece: a share of its voxels, or so much
+volume. A voxel or two astray are no reason to look again; a millilitre of liver somewhere else is, though it is 0.1 %."""
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)  # voxels that share a corner hang together
 _BLOCK = 1 << 22  # voxels that are taken at once, so that temporary arrays stay small
@@ -88,7 +91,10 @@ class StructureFigures:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What to look at: ``empty``, ``touches border``, ``fragmented``, ``unnamed``, ``unmeasured voxels``."""
+        """What to look at: ``empty``, ``touches border``, ``fragmented``, ``unnamed``, ``unmeasured voxels``.
+
+        Fragmented is what has more than `STRAY_SHARE` or `STRAY_ML` off its largest piece.
+        """
         return tuple(flag for flag, _ in self._remarks())
 
     @property
@@ -96,12 +102,17 @@ class StructureFigures:
         """The flags in words, one sentence each."""
         return tuple(words for _, words in self._remarks())
 
+    @property
+    def _fragmented(self) -> bool:
+        stray = 1 - (1.0 if self.largest_share is None else self.largest_share)
+        return stray > STRAY_SHARE or stray * self.ml > STRAY_ML
+
     def _remarks(self) -> Iterator[tuple[str, str]]:
         if self.voxels == 0:
             yield "empty", "Not found: no voxel bears its value."
         if self.border:
             yield "touches border", f"Reaches the {_listed(self.border)} border of the scan: the figures are of the part inside."
-        if self.components > 1:
+        if self._fragmented:
             yield "fragmented", f"In {self.components} pieces; the largest holds {share_text(self.largest_share)} of its voxels."
         if not self.named:
             yield "unnamed", f"The label map does not say what value {self.value} is."
@@ -190,7 +201,7 @@ def check_same_grid(mask: Grid, scan: Grid) -> None:
 
 
 def write_statistics(
-    path: Path, figures: Sequence[StructureFigures], *, inputs: Sequence[tuple[str, str]] = ()
+    path: Path, figures: Sequence[StructureFigures], *, inputs: Sequence[tuple[str, str]] = (), notes: Sequence[str] = ()
 ) -> tuple[Path, Path]:
     """Write the figures as CSV and as JSON, each whole or not at all.
 
@@ -199,6 +210,7 @@ def write_statistics(
             the other file is named alike.
         figures: From `structure_statistics`.
         inputs: File names and SHA-256 of what was measured, for the JSON.
+        notes: What a reader should be told of them, likewise.
 
     Returns:
         The paths of the CSV and the JSON.
@@ -210,16 +222,17 @@ def write_statistics(
         path = path / "statistics.csv"
     files = path.with_suffix(".csv"), path.with_suffix(".json")
     write_bytes(files[0], to_csv(figures).encode())
-    write_bytes(files[1], to_json(figures, inputs=inputs).encode())
+    write_bytes(files[1], to_json(figures, inputs=inputs, notes=notes).encode())
     return files
 
 
-def to_json(figures: Sequence[StructureFigures], *, inputs: Sequence[tuple[str, str]] = ()) -> str:
+def to_json(figures: Sequence[StructureFigures], *, inputs: Sequence[tuple[str, str]] = (), notes: Sequence[str] = ()) -> str:
     """The figures with units and origin; undefined ones are null."""
     facts = {
         "note": RESEARCH_USE,
         "coordinates": COORDINATES,
         "inputs": [{"file": name, "sha256": digest} for name, digest in inputs],
+        "notes": list(notes),
         "finished": timestamp(),
         "versions": versions(),
         "structures": [row.to_dict() for row in figures],

@@ -207,6 +207,11 @@ def make_network(recipe: Recipe) -> SegmentationNetwork:
         network = family(recipe.network.family).create(**given)
     except (TypeError, ValueError) as error:
         raise RequestError(f"The network options do not fit: {error}.", hint="Correct `network.options`.") from error
+    if network.card.task != "segmentation":
+        raise RequestError(
+            f"{network.card.title} is made for {network.card.task}, and recipes train segmentation.",
+            hint="Choose another family; these weights can be what it starts from.",
+        )
     if (network.card.in_channels, network.card.out_channels) != (len(protocol.channels), protocol.outputs):
         raise RequestError(
             f"The network has {network.card.in_channels} input and {network.card.out_channels} output channels; the protocol "

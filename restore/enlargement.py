@@ -292,6 +292,7 @@ def _tiles(card: ModelCard, info: PictureInfo, tile: Literal["auto"] | int | Non
         scale=card.scale,
         tile=tile,
         overlap=card.overlap,
+        exact=card.exact,
         multiple=card.multiple,
         out_channels=info.channels + info.alpha,
         floats_per_pixel=_floats_per_pixel(card, info.channels),

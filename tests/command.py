@@ -1,17 +1,19 @@
-"""Run the command `restore` in this process, and see what it says and leaves."""
+"""Run the commands `restore` and `medical` in this process, and see what it says and leaves."""
 
 from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from unittest.mock import patch
 
 import numpy as np
 
-from apps.commands import restore as entry_point
+from apps import commands
 
 COMPACT = ("--model", "hat-compact")
 
@@ -27,9 +29,18 @@ class Said:
 
 def restore(*arguments: str | Path) -> Said:
     """Run `restore` with these arguments."""
+    return _run("restore", commands.restore, arguments)
+
+
+def medical(*arguments: str | Path) -> Said:
+    """Run `medical` with these arguments."""
+    return _run("medical", commands.medical, arguments)
+
+
+def _run(name: str, entry_point: Callable[[], NoReturn], arguments: Sequence[str | Path]) -> Said:
     out, err = io.StringIO(), io.StringIO()
     code: int | str | None = None
-    with patch.object(sys, "argv", ["restore", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
+    with patch.object(sys, "argv", [name, *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
         try:
             entry_point()
         except SystemExit as stop:

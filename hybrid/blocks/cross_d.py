@@ -64,8 +64,9 @@ class CrossDConv(nn.Module):
         if self.weights_3d.shape[-1] == 1 and not self.training:  # one voxel stays where it is; in training all takes part
             return self._convolve(x, self.weights_3d[..., 0])
         # One image after the other: faster on a CPU than all as groups of one, and one kernel at a time is held.
-        parts = zip(x.split(1), self.slicing(x), strict=True)
-        return torch.cat([self._convolve(image, self._kernel(matrix)) for image, matrix in parts])
+        pairs = zip(x.split(1), self.slicing(x), strict=True)
+        parts = [self._convolve(image, self._kernel(matrix)) for image, matrix in pairs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def slicing(self, x: Tensor) -> Tensor:
         """For each image of (B, I, H, W), the matrix (K^2, K^3) from the stored kernel to the image's own."""

@@ -124,14 +124,17 @@ class CrossShapedAttention(nn.Module):
         bars = chunk_length(prod(x.shape[:-1]), len(x) * prod(plan.bar))
         for slab in plan.slabs(bars):
             place = (slice(None),) * (1 + plan.axis) + (slab.rows,)
-            yield place, self._attend(x[place], plan.bar, slab, kind)
+            yield place, self.mix(self._project(x[place], kind), plan.bar, slab, kind)
 
-    def _attend(self, x: Tensor, bar: tuple[int, ...], slab: Slab, kind: int) -> Tensor:
-        """(B, *slab, C) to (B, *slab, c)."""
-        batch, *sides, channels = x.shape
+    def _project(self, x: Tensor, kind: int) -> Tensor:
+        """Queries, keys and values of one kind, (B, *slab, 3c), from all channels (B, *slab, C)."""
         # The rows of the joint projection are [q | k | v], each [kind][head][channel].
-        weight = self.qkv.weight.view(3, len(self.directions), -1, channels)[:, kind].flatten(0, 1)
-        qkv = F.linear(x, weight, self.qkv.bias.view(3, len(self.directions), -1)[:, kind].flatten())
+        weight = self.qkv.weight.view(3, len(self.directions), -1, x.shape[-1])[:, kind].flatten(0, 1)
+        return F.linear(x, weight, self.qkv.bias.view(3, len(self.directions), -1)[:, kind].flatten())
+
+    def mix(self, qkv: Tensor, bar: tuple[int, ...], slab: Slab, kind: int) -> Tensor:
+        """Attention and local term of one kind inside bars: (B, *slab, 3c), queries first, to (B, *slab, c)."""
+        batch, *sides, _ = qkv.shape
         if any(slab.before) or any(slab.after):
             pads = zip(reversed(slab.before), reversed(slab.after), strict=True)
             qkv = F.pad(qkv, [0, 0, *(n for pair in pads for n in pair)])

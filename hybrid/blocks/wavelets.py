@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -25,9 +26,8 @@ def haar(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     Returns:
         (B, *halved, K * C). Its first C channels are the approximation, which grows by sqrt 2 with each axis.
 
-    >>> haar(torch.tensor([[[1.0], [3.0], [5.0], [5.0]]]) * 2**0.5)
-    tensor([[[ 4., -2.],
-             [10.,  0.]]])
+    >>> haar(torch.tensor([[[[1.0], [3.0]], [[5.0], [5.0]]]])).tolist()  # aa, ad, da, dd
+    [[[[7.0, -1.0, -3.0, -1.0]]]]
     """
     axes = _spatial(x, axes)
     y = x.unsqueeze(-2)
@@ -72,8 +72,8 @@ def mirrored_signs(axes: Sequence[int], mirrored: Sequence[int]) -> list[int]:
     >>> mirrored_signs(axes=[0, 1], mirrored=[1])
     [1, -1, 1, -1]
     """
-    turned = [axis in mirrored for axis in axes]
-    return [-1 if sum(b and t for b, t in zip(band, turned, strict=True)) % 2 else 1 for band in product((0, 1), repeat=len(axes))]
+    letters = [(1, -1) if axis in mirrored else (1, 1) for axis in axes]
+    return [prod(band) for band in product(*letters)]
 
 
 def _spatial(x: Tensor, axes: Sequence[int] | None) -> list[int]:

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 MODULES = {
     "swin_unetr": "medical.models.swin_unetr",
+    "cross_d_conv": "medical.models.cross_d_conv",
+    "cross_d_unet": "medical.models.cross_d_unet",
     "neunet": "medical.models.neunet",
+    "cswin_unet": "medical.models.cswin_unet",
 }
 """Family name to the module that holds its `FAMILY`."""
 

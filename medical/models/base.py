@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,18 +82,48 @@ class SegmentationNetwork(families.Network):
         Raises:
             ValueError: The input is no batch of scans, or has another number of channels than the network.
         """
-        card, shape = self.card, tuple(x.shape[2:])
-        if x.ndim != card.spatial_dims + 2 or x.shape[1] != card.in_channels or 0 in x.shape:
-            axes = ", ".join("DHW"[-card.spatial_dims :])
-            raise ValueError(f"{card.title} takes (B, {card.in_channels}, {axes}), not {tuple(x.shape)}")
+        shape = self._check(x)
         missing = [m - n for m, n in zip(self.padded(shape), shape, strict=True)]
         if any(missing):
             x = F.pad(x, [n for m in reversed(missing) for n in (0, m)])
-        # In float32 a surrounding autocast, as in training, stays in force.
-        low = self.precision != "float32"
-        with torch.autocast(x.device.type, dtype=families.COMPUTE_TYPES[self.precision]) if low else nullcontext():
+        with self._computing(x):
             y = self.segment(x)
         return y[(slice(None), slice(None), *map(slice, shape))].float()
+
+    def _check(self, x: Tensor) -> tuple[int, ...]:
+        """The sides of a batch of scans that suits the network."""
+        card = self.card
+        if x.ndim != card.spatial_dims + 2 or x.shape[1] != card.in_channels or 0 in x.shape:
+            axes = ", ".join("DHW"[-card.spatial_dims :])
+            raise ValueError(f"{card.title} takes (B, {card.in_channels}, {axes}), not {tuple(x.shape)}")
+        return tuple(x.shape[2:])
+
+    def _computing(self, x: Tensor) -> AbstractContextManager[Any]:
+        """Computes in `precision`; in float32 a surrounding autocast, as in training, stays in force."""
+        low = self.precision != "float32"
+        return torch.autocast(x.device.type, dtype=families.COMPUTE_TYPES[self.precision]) if low else nullcontext()
+
+
+class ClassificationNetwork(SegmentationNetwork):
+    """Base of networks from a scan to the logits of what it shows as a whole; its card's `task` says so.
+
+    They are kept, named and loaded as the others are. Where a label map is wanted they are refused by their task.
+    A subclass gives `card` and `classify`.
+    """
+
+    def classify(self, x: Tensor) -> Tensor:
+        """(B, C, *spatial) of any size to (B, classes)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) float32 of scans (B, C, *spatial) float32 of any size, which are not filled up.
+
+        Raises:
+            ValueError: The input is no batch of scans, or has another number of channels than the network.
+        """
+        self._check(x)
+        with self._computing(x):
+            return self.classify(x).float()
 
 
 Family = families.Family[SegmentationNetwork]

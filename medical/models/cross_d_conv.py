@@ -67,6 +67,12 @@ class CrossDConfig:
         return f"Cross-D ResNet-{sum(self.depths) * (3 if self.bottleneck else 2) + 2}"
 
 
+def normed_convolution(inputs: int, outputs: int, kernel: int, stride: int, spatial_dims: int) -> nn.Sequential:
+    """Cross-D Conv with zeros around, and batch norm."""
+    convolution = CrossDConv(inputs, outputs, kernel, stride=stride, padding=kernel // 2, spatial_dims=spatial_dims)
+    return nn.Sequential(convolution, NORMS[spatial_dims](outputs))
+
+
 class Block(nn.Module):
     """Convolutions with batch norm, and the input added; where the shape changes, through a 1x1 convolution with a norm.
 
@@ -75,27 +81,22 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, config: CrossDConfig) -> None:
         super().__init__()
-        dims, norm = config.spatial_dims, NORMS[config.spatial_dims]
-        outputs = width * EXPANSION if config.bottleneck else width
+        outputs, dims = width * EXPANSION if config.bottleneck else width, config.spatial_dims
+        steps = [(inputs, width, 3, stride), (width, outputs, 3, 1)]
         if config.bottleneck:
-            self.conv1 = CrossDConv(inputs, width, 1, spatial_dims=dims)
-            self.conv2 = CrossDConv(width, width, 3, stride=stride, padding=1, spatial_dims=dims)
-            self.conv3 = CrossDConv(width, outputs, 1, spatial_dims=dims)
-        else:
-            self.conv1 = CrossDConv(inputs, width, 3, stride=stride, padding=1, spatial_dims=dims)
-            self.conv2 = CrossDConv(width, outputs, 3, padding=1, spatial_dims=dims)
-            self.conv3 = None
-        self.bn1, self.bn2 = norm(width), norm(width)
-        self.bn3 = norm(outputs) if config.bottleneck else None
-        shortcut = CrossDConv(inputs, outputs, 1, stride=stride, spatial_dims=dims)
+            steps = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        # Numbered from 1, as published.
+        self.steps = nn.ModuleDict({str(i + 1): normed_convolution(*step, dims) for i, step in enumerate(steps)})
         changes = stride != 1 or inputs != outputs
-        self.downsample = nn.Sequential(shortcut, norm(outputs)) if changes else None
+        self.shortcut = normed_convolution(inputs, outputs, 1, stride, dims) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
-        if self.conv3 is not None and self.bn3 is not None:
-            y = self.bn3(self.conv3(y.relu_()))
-        return (y + (x if self.downsample is None else self.downsample(x))).relu_()
+        """(B, C, *spatial) to (B, C', *spatial / stride)."""
+        *first, last = self.steps.values()
+        y = x
+        for step in first:
+            y = step(y).relu_()
+        return (last(y) + self.shortcut(x)).relu_()
 
 
 class Encoder(nn.Module):
@@ -104,9 +105,8 @@ class Encoder(nn.Module):
     def __init__(self, config: CrossDConfig) -> None:
         super().__init__()
         dims, width = config.spatial_dims, config.width
-        self.conv1 = CrossDConv(config.in_channels, width, STEM_KERNEL, stride=2, padding=STEM_KERNEL // 2, spatial_dims=dims)
-        self.bn1 = NORMS[dims](width)
-        self.maxpool = POOLS[dims](3, stride=2, padding=1)
+        self.stem = normed_convolution(config.in_channels, width, STEM_KERNEL, 2, dims)
+        self.pool = POOLS[dims](3, stride=2, padding=1)
         self.stages = nn.ModuleDict()  # numbered from 1, as published
         for i, (depth, inputs) in enumerate(zip(config.depths, (width, *config.channels), strict=False)):
             first = Block(inputs, width * 2**i, 2 if i else 1, config)
@@ -115,9 +115,9 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Iterator[Tensor]:
         """What (B, C, *spatial) is after the stem's convolution, at half of each side, and after each stage."""
-        x = self.bn1(self.conv1(x)).relu_()
+        x = self.stem(x).relu_()
         yield x
-        x = self.maxpool(x)
+        x = self.pool(x)
         for stage in self.stages.values():
             x = stage(x)
             yield x
@@ -140,7 +140,8 @@ class CrossDResNet(ClassificationNetwork):
             in_channels=config.in_channels,
             out_channels=config.out_channels,
             multiple=1,
-            activation_floats=config.in_channels + config.width,
+            # Measured at 1024 pixels and 96 voxels a side: 0.3 to 0.7 C, with bottlenecks 1.4 C.
+            activation_floats=config.in_channels + config.width * (2 if config.bottleneck else 1),
             task="classification",
         )
 
@@ -150,9 +151,11 @@ class CrossDResNet(ClassificationNetwork):
 
 
 KEYS = KeyMap(
-    ("conv1.", "encoder.conv1."),
-    ("bn1.", "encoder.bn1."),
-    ("layer{}.", "encoder.stages.{}."),
+    ("conv1.", "encoder.stem.0."),
+    ("bn1.", "encoder.stem.1."),
+    ("layer{}.{}.conv{}.", "encoder.stages.{}.{}.steps.{}.0."),
+    ("layer{}.{}.bn{}.", "encoder.stages.{}.{}.steps.{}.1."),
+    ("layer{}.{}.downsample.", "encoder.stages.{}.{}.shortcut."),
 )
 """Published names and ours, by prefix."""
 DERIVED = ("*.num_batches_tracked", "slices.*")

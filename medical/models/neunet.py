@@ -8,7 +8,6 @@ Axis letters: B batch, C channels. Grids inside are channels-last, (B, *spatial,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -19,7 +18,6 @@ from torch.nn import functional as F
 
 from hybrid.blocks.wavelets import haar, mirrored_signs
 from hybrid.errors import WeightsError
-from hybrid.families import COMPUTE_TYPES
 from hybrid.keys import KeyMap, count_numbered
 from medical.models.base import Family, SegmentationCard, SegmentationNetwork
 from medical.models.neunet_blocks import ConvBlock, SubPixelUp, logits
@@ -153,7 +151,8 @@ class NeUNet(SegmentationNetwork):
         self.decoder.heads[:-1].requires_grad_(config.deep_supervision)
         self.card = _card(config)
         for module in self.modules():
-            if isinstance(module, tuple(CONVOLUTIONS.values())):
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                assert module.bias is not None
                 nn.init.kaiming_normal_(module.weight, a=SLOPE)
                 nn.init.zeros_(module.bias)
 
@@ -176,13 +175,15 @@ class NeUNet(SegmentationNetwork):
         """(B, C, *spatial) float32 of any size to the logits of all scales, the full one first, (B, classes, *spatial / scale).
 
         A scale that does not divide a side covers all of it: its last voxel stands for fewer.
+
+        Raises:
+            ValueError: The input is no batch of scans, or has another number of channels than the network.
         """
-        shape, scale = tuple(x.shape[2:]), (1,) * self.config.spatial_dims
+        shape, scale = self._check(x), (1,) * self.config.spatial_dims
         missing = [m - n for m, n in zip(self.padded(shape), shape, strict=True)]
-        low = self.precision != "float32"
-        with torch.autocast(x.device.type, dtype=COMPUTE_TYPES[self.precision]) if low else nullcontext():
-            grids = self.encoder(_tokens(F.pad(x, [n for m in reversed(missing) for n in (0, m)])))
-            found = self.decoder(grids, all_heads=True)
+        x = F.pad(x, [n for m in reversed(missing) for n in (0, m)])
+        with self._computing(x):
+            found = self.decoder(self.encoder(_tokens(x)), all_heads=True)
         for s, stride in enumerate(self.config.strides[:-1]):
             scale = tuple(n * step for n, step in zip(scale, stride, strict=True))
             sides = (slice(-(-n // step)) for n, step in zip(shape, scale, strict=True))
@@ -251,7 +252,7 @@ def _card(config: NeUNetConfig) -> SegmentationCard:
         family="neunet",
         title="neU-Net",
         paper="Yang et al., More complex encoder is not all you need, arXiv 2309.11139",
-        code_licence="unknown",
+        code_licence="MIT",
         spatial_dims=config.spatial_dims,
         in_channels=config.in_channels,
         out_channels=config.out_channels,
@@ -301,7 +302,7 @@ def read_config(state: Mapping[str, Tensor], strides: Sequence[Sequence[int]] | 
         out_channels=len(state["decoder.seg_layers.0.weight"]),
         spatial_dims=dims,
         features=tuple(features),
-        strides=tuple(map(tuple, strides)),  # type: ignore[arg-type]
+        strides=tuple(map(tuple, strides)),
         kernels=tuple(tuple(weight.shape[2:]) for weight in first),
         convolutions=count_numbered(state, "encoder.stages.0.0.convs."),
         decoder_convolutions=count_numbered(state, "decoder.stages.0.convs."),
@@ -339,7 +340,7 @@ def create(configuration: str | None = None, **options: Any) -> NeUNet:
     """
     if configuration is not None and configuration not in CONFIGURATIONS:
         raise ValueError(f"there is no configuration {configuration!r}, only {', '.join(CONFIGURATIONS)}")
-    return NeUNet(replace(CONFIGURATIONS[configuration] if configuration else NeUNetConfig(), **options))
+    return NeUNet(replace(CONFIGURATIONS[configuration], **options) if configuration else NeUNetConfig(**options))
 
 
 FAMILY = Family(

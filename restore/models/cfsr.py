@@ -150,7 +150,8 @@ def _card(config: CFSRConfig) -> ModelCard:
         scale=config.scale,
         channels=config.in_channels,
         multiple=1,
-        overlap=4 * reach,  # a quarter of an overlap is thrown away on each side
+        overlap=2 * reach,
+        exact=True,
         global_context=False,
         # The shallow map and the residual before and after a step, or the result beside the first two; and the maps of
         # a strip: measured at 256 to 640 pixels a side, plus a tenth.

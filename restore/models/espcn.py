@@ -94,7 +94,8 @@ def _card(config: ESPCNConfig) -> ModelCard:
         scale=config.scale,
         channels=config.in_channels,
         multiple=1,
-        overlap=4 * REACH,  # a quarter of an overlap is thrown away on each side
+        overlap=2 * REACH,
+        exact=True,
         global_context=False,
         # Input and result, and the maps of a strip: measured at 256 and 640 pixels a side, plus a tenth.
         activation_floats=round(1.1 * (values + 2 * config.in_channels)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from hybrid.errors import OutputError, RequestError, ResourceError
-from hybrid.tile_plan import blend_weights
+from hybrid.tile_weights import blend_weights
 from hybrid.tiles import TilePlan, is_out_of_memory, plan_tiles, run_tiles
 
 
@@ -101,6 +102,19 @@ def test_weights_sum_to_one_and_drop_the_outer_quarter(tiles: TilePlan) -> None:
         for i, (before, after) in enumerate(pairwise(spans)):
             quarter = (before[1] - after[0]) * tiles.scale // 4
             assert not weights[i + 1][:quarter].any() and not weights[i][len(weights[i]) - quarter :].any()
+
+
+@given(plans())
+@settings(deadline=None)
+def test_exact_tiles_are_cut_once_in_the_middle_of_each_overlap(tiles: TilePlan) -> None:
+    tiles = replace(tiles, exact=True)
+    for spans, supports, weights in zip(tiles.spans, tiles.supports, tiles.weights, strict=True):
+        for (start, _), (low, high), weight in zip(spans, supports, weights, strict=True):
+            kept = np.flatnonzero(weight) + start * tiles.scale
+            assert (kept[0], kept[-1] + 1) == (low, high) and set(weight[weight > 0]) == {1.0}
+        assert [low for low, _ in supports[1:]] == [high for _, high in supports[:-1]]  # no pixel twice, none left out
+        for before, after, (low, _) in zip(spans, spans[1:], supports[1:], strict=False):
+            assert low // tiles.scale - after[0] >= tiles.overlap // 2 and before[1] - low // tiles.scale >= tiles.overlap // 2
 
 
 @given(AXES, st.integers(0, 16), st.integers(1, 16), st.integers(1, 4), st.integers(20_000, 20_000_000))
@@ -199,6 +213,19 @@ def test_convolutions_beyond_the_margin_are_not_exact() -> None:
     network, x = convolutions(2, 1, kernels=(7, 7, 7)), picture(101, 77)
     with torch.inference_mode():
         assert (run(network, x, plan((101, 77), 44)) - network(x)[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_exact_tiles_need_half_the_overlap_of_blended_ones(scale: int) -> None:
+    """Twice the reach (9) is enough to be right everywhere; less is not."""
+    network, x = convolutions(2, scale, kernels=(7, 7, 7)), picture(101, 77)
+    with torch.inference_mode():
+        whole = network(x)[0]
+    differences = [
+        float((run(network, x, replace(plan((101, 77), 40, scale=scale, overlap=overlap), exact=True)) - whole).abs().max())
+        for overlap in (18, 8)
+    ]
+    assert differences[0] < 1e-5 < differences[1]
 
 
 def test_convolutions_are_exact_in_volumes() -> None:

@@ -292,7 +292,7 @@ def test_stray_negative_voxels_become_background(tmp_path: Path, caplog: pytest.
     nib.save(nib.Nifti1Image(labels_of(-1).astype(np.int16), np.eye(4)), tmp_path / "a.nii")
     found = read_labels(tmp_path / "a.nii")[0]
     assert found.dtype == np.uint8 and found[0, 0, 0] == 0 and np.array_equal(found.ravel()[1:], labels_of().ravel()[1:])
-    assert "a.nii: 1 voxels with negative labels" in caplog.text
+    assert "a.nii has 1 voxel with negative labels" in caplog.text
 
 
 def test_an_empty_map_is_one(tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_faulty_files_are_refused(tmp_path: Path) -> None:
 
 def test_card() -> None:
     card = CFSR(CFSRConfig()).card
-    assert card.overlap == 4 * 63 and not card.global_context and card.multiple == 1 and not card.luma
+    assert card.overlap == 2 * 63 and card.exact and not card.global_context and card.multiple == 1 and not card.luma
 
 
 def test_reach_is_what_the_card_says() -> None:
@@ -318,7 +318,7 @@ def test_reach_is_what_the_card_says() -> None:
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    reach = network.card.overlap // 4
+    reach = network.card.overlap // 2
     x = torch.rand(1, 3, 3, reach + 8)
     first = network(x)[..., :2]  # the left edge
     for distance, changes in ((reach + 1, False), (reach, True)):

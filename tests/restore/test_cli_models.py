@@ -55,7 +55,7 @@ def line(said: Said, part: str) -> str:
 def test_path_is_the_folder_or_the_file(cached: Path) -> None:
     assert models("path") == Said(0, f"{cached.parent}\n", "")
     assert models("path", "HAT", "--scale", "4") == Said(0, f"{cached}\n", "")
-    assert models("path", "hat-compact") == Said(0, f"{COMPACT}\n", "")
+    assert models("path", "hat-compact", "--scale", "4") == Said(0, f"{COMPACT}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_info_tells_licence_and_notice_of_a_known_name(cached: Path, tmp_path: P
         assert said.code == 0 and "DF2K" in line(said, "trained on") and "real-hat-gan" in line(said, "notice")
     assert line(by_name, "of these weights").endswith("of these weights unknown")
     assert line(by_file, "of these weights").endswith("of these weights unknown (by the name of the file)")
-    assert "of these weights Apache-2.0, as the package" in models("info", "hat-compact").out
+    assert "of these weights Apache-2.0, as the package" in models("info", "hat-compact", "--scale", "4").out
 
 
 def test_info_says_nothing_of_a_file_that_it_does_not_know(tmp_path: Path) -> None:
