@@ -162,7 +162,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         with replacing(path) as part:
             part.write_bytes(data)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}.", hint="Choose another output folder with -o.") from error
+        raise OutputError(
+            f"{path.name} cannot be written: {error.strerror}.", hint="Choose another output folder with -o."
+        ) from error
 
 
 def sha256_file(path: Path) -> str:

@@ -59,7 +59,9 @@ def evaluate(
     from medical.evaluation_report import write_report
 
     _check_request(predictions, references, model, data, spec, split)
-    _check_output(output)
+    given = {"--protocol": protocol, "--option": option, "--overlap": overlap, "--tta": tta or None, "--memory": memory}
+    _check_model_options(model, [name for name, value in given.items() if value is not None])
+    _check_output(output, against)
     described = _spec(spec) if spec is not None else None
     conventions = _conventions(described, empty=empty, hausdorff=hausdorff, surface=surface, tolerance=tolerance)
     folder = Folder(predictions) if predictions is not None else None
@@ -105,10 +107,21 @@ def _check_request(
         raise RequestError("A folder of references stands for itself.", hint="Leave --model, --data, --spec and --split out.")
 
 
-def _check_output(output: Path | None) -> None:
-    """Find before the work that its results would have no place."""
+def _check_model_options(model: str | None, given: Sequence[str]) -> None:
     from hybrid.errors import RequestError
 
+    if model is None and given:
+        raise RequestError(
+            f"Label maps are there already, so {given[0]} would change nothing.", hint=f"Leave {', '.join(given)} out."
+        )
+
+
+def _check_output(output: Path | None, against: Path | None) -> None:
+    """Find before the work that its results would have no place, or the earlier evaluation's."""
+    from hybrid.errors import RequestError
+
+    if output is not None and against is not None and output.resolve() in (against.resolve(), against.resolve().parent):
+        raise RequestError(f"{output} holds the earlier evaluation, which would be lost.", hint="Choose another --output.")
     if output is not None and output.exists() and not output.is_dir():
         raise RequestError(f"{output} is a file.", hint="Name a folder with -o.")
 

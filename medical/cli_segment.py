@@ -174,7 +174,7 @@ def _segment_all(
                     outcome = _one(network, job, settings, progress)
             except HybridError as error:
                 failures.append((job, error))
-                _tell(failures[-1], talk, several)
+                _tell(failures[-1], talk, several, request.json)
             else:
                 _report(outcome, talk, request.json)
     if len(failures) < len(jobs):
@@ -198,7 +198,7 @@ def _plan_all(
             way, plan = plan_volume(volume, network, settings.run, protocol)
         except HybridError as error:
             failures.append((job, error))
-            _tell(failures[-1], talk, several)
+            _tell(failures[-1], talk, several, request.json)
             continue
         seconds = seconds or seconds_per_window(network, plan)
         # The scan, what the network sees of it, the label map there and on the scan's grid, and the windows.
@@ -255,9 +255,12 @@ def _report_skipped(job: Job, settings: FileSettings, talk: Console, as_json: bo
         talk.print(f"{label_map}  is there already, of the same scan, network and settings: skipped")
 
 
-def _tell(failure: Failure, talk: Console, several: bool) -> None:
+def _tell(failure: Failure, talk: Console, several: bool, as_json: bool) -> None:
     """Say at once why one of several scans failed, quiet or not; of a single one the command's own error tells."""
     job, error = failure
+    if as_json:
+        facts = {"input": str(job.source), "error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        results().out(json.dumps(facts, ensure_ascii=False))
     if several:
         (messages(quiet=False) if talk.quiet else talk).print(f"failed: {job.source}: {error}", style="red")
 

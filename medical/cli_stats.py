@@ -42,17 +42,21 @@ def stats(
     inputs = _hashed([mask, scan])
     notes = tuple(dict.fromkeys((*found.warnings, *(read.warnings if read is not None else ()))))
     if targets:
+        from hybrid.console import folder_of
         from hybrid.records import write_bytes
         from medical.preview import preview_png
         from medical.report import RunFacts, ScanFacts, write_report
+        from medical.staging import staged
         from medical.statistics import write_statistics
 
         title = _title(mask)
         picture = preview_png(values, labels, grid, found.structures, figures=figures, title=title)
-        write_statistics(targets[0], figures, inputs=inputs, notes=notes)
-        write_bytes(targets[2], picture)
         facts = RunFacts(settings=_settings(mask, scan, inputs))
-        write_report(targets[3], scan=ScanFacts(title, grid, warnings=notes), figures=figures, preview=picture, facts=facts)
+        facts_of_scan = ScanFacts(title, grid, warnings=notes)
+        with folder_of(targets[0]), staged(targets, overwrite=overwrite) as folder:
+            write_statistics(folder / targets[0].name, figures, inputs=inputs, notes=notes)
+            write_bytes(folder / targets[2].name, picture)
+            write_report(folder / targets[3].name, scan=facts_of_scan, figures=figures, preview=picture, facts=facts)
     if json:
         typer.echo(to_json(figures, inputs=inputs, notes=notes), nl=False)
     elif not quiet:
@@ -81,7 +85,7 @@ def _check_mask(path: Path) -> None:
 
     if path.exists() and not is_nifti(path):
         raise InputError(
-            f"{path.name} is no NIfTI file, and masks are read from those alone.",
+            f"{path} is no NIfTI file, and masks are read from those alone.",
             hint="Convert a DICOM SEG to .nii.gz, in 3D Slicer or with highdicom.",
         )
 

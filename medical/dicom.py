@@ -64,12 +64,15 @@ def read_series(series: Series, *, on_progress: Callable[[int, int], None] | Non
     return Volume(values, series.grid, _name(series.path), origin, (*series.warnings, *warnings))
 
 
+SHORTEST_UID_ENDING = 5
+
+
 def read_dicom(path: str | Path, *, series: str | None = None, on_progress: Callable[[int, int], None] | None = None) -> Volume:
     """Read the one series of a folder, zip or multi-frame file, or one of several.
 
     Args:
         path: A folder (its sub-folders are searched too), a zip, or a file.
-        series: Which of several: its number in `list_series`, or its UID or the end of it.
+        series: Which of several: its number in `list_series`, or its UID or the end of it, of five characters or more.
         on_progress: Called with slices done and slices in all.
 
     Raises:
@@ -95,7 +98,8 @@ def _chosen(path: Path, found: Sequence[Series], series: str | None) -> Series:
             raise RequestError(f"{_name(path)} holds mixed series: {len(found)} of them.", hint=listed)
         return stacks[0]
     by_number = [one for one in found if str(one.number) == series.strip()]
-    by_uid = [one for one in found if series.strip() and one.uid.endswith(series.strip())]
+    # Few digits are a number in the list, and must not choose another series whose UID happens to end so.
+    by_uid = [one for one in found if len(series.strip()) >= SHORTEST_UID_ENDING and one.uid.endswith(series.strip())]
     matching = by_number or by_uid
     if len(matching) != 1:
         how = f"{len(matching)} series whose UID ends so" if matching else "no such series"

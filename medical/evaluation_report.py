@@ -16,6 +16,7 @@ from typing import Any
 
 import scipy
 
+from hybrid.console import folder_of
 from hybrid.memory import peak_bytes
 from hybrid.records import timestamp, versions, without_folders, write_bytes
 from medical.aggregation import RESAMPLES, SEED, Summary, summarise
@@ -24,6 +25,7 @@ from medical.evaluation_comparison import Comparison
 from medical.evaluation_figures import score_plot
 from medical.metrics import Conventions
 from medical.notice import RESEARCH_USE
+from medical.staging import staged
 
 REPORT, FACTS, SCORES, PLOT = "report.md", "report.json", "scores.csv", "scores.png"
 CSV_HEADER = (
@@ -50,9 +52,12 @@ def write_report(evaluation: Evaluation, output: Path, *, comparison: Comparison
     }
     if picture is not None:
         files[PLOT] = picture
-    for name, content in files.items():
-        write_bytes(output / name, content)
-    return tuple(output / name for name in files)
+    paths = tuple(output / name for name in files)
+    orphans = [] if PLOT in files else [output / PLOT]
+    with folder_of(paths[0]), staged(paths, overwrite=True, orphans=orphans) as folder:
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+    return paths
 
 
 def summaries(evaluation: Evaluation) -> dict[str, dict[Metric, Summary]]:

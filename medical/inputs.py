@@ -15,6 +15,8 @@ TAG = "_seg"
 """Put behind the name of a label map that lies beside its scan."""
 ENDINGS = (".nii.gz", ".nii", ".dcm")
 """Of files that a label map can be written to: NIfTI, or DICOM SEG alone."""
+_OTHER_FILES = (".gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".zip", ".tif", ".tiff", ".npy")
+"""And of files that it cannot, though people may try; without them a folder of that name would be made."""
 _NO_SCANS = (".json", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".md", ".png", ".jpg", ".html", ".pdf", ".xml", ".py")
 
 
@@ -71,6 +73,8 @@ def plan_jobs(
     for sources, _ in found:
         for path in sources:
             _check_there(path)
+    if output is not None and _is_other_file(output):
+        raise RequestError(f"{output} is no name for a label map.", hint="Name a file .nii.gz, .nii or .dcm, or give a folder.")
     several = len(found) > 1 or any(root is not None for _, root in found)
     if several and output is not None and output.name.lower().endswith(ENDINGS) and not output.is_dir():
         raise RequestError(f"{output} names a file, but there are {len(found)} scans.", hint="Give --output a folder.")
@@ -164,6 +168,11 @@ def _holds_dicom(folder: Path) -> bool:
 
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
     return any(is_dicom(path) for path in files if not is_nifti(path) and path.suffix.lower() not in (*_NO_SCANS, ".zip"))
+
+
+def _is_other_file(output: Path) -> bool:
+    name = output.name.lower()
+    return name.endswith((*_OTHER_FILES, *_NO_SCANS)) and not name.endswith(ENDINGS) and not output.is_dir()
 
 
 def _target(source: Path, root: Path | None, output: Path | None, several: bool, ending: str) -> Path:

@@ -13,7 +13,7 @@ Edge = Annotated[int, Field(gt=0)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ZScore(_Part):
@@ -32,6 +32,12 @@ class Window(_Part):
     kind: Literal["window"] = "window"
     low: float
     high: float
+
+    @model_validator(mode="after")
+    def _rising(self) -> Window:
+        if self.low >= self.high:
+            raise ValueError(f"the window from {self.low:g} to {self.high:g} is empty")
+        return self
 
 
 class Region(_Part):

@@ -19,9 +19,10 @@ from medical.loading import catalogue
 from medical.models.base import SegmentationNetwork
 from medical.notice import RESEARCH_USE
 from medical.protocol import Protocol
-from medical.segment_outputs import FileSettings, already_done, check_targets, possible_outputs, sources_sha256, staged
+from medical.segment_outputs import FileSettings, already_done, check_targets, orphans, possible_outputs, sources_sha256
 from medical.segmentation import Segmentation, protocol_of, segment
 from medical.sliding import OnProgress, device_of
+from medical.staging import staged
 from medical.statistics import StructureFigures, structure_statistics, write_statistics
 from medical.volumes import Volume, stem
 
@@ -88,7 +89,6 @@ def is_done(job: Job, network: SegmentationNetwork, settings: FileSettings) -> b
         "weights_sha256": network.source.sha256 if network.source else "",
         "protocol": protocol_of(network, settings.protocol).model_dump(mode="json"),
         "settings": settings.facts(),
-        "options": network.options(),
     }
     return already_done(job, settings, wanted)
 
@@ -121,7 +121,7 @@ def segment_file(
     volume = read_scan(job.sources, channels=len(protocol.channels), volume=settings.volume, series=settings.series)
     digest = sources_sha256(job.sources)
     outputs, notes = possible_outputs(outputs, volume, settings)
-    with staged(job, outputs, overwrite=settings.overwrite) as folder:
+    with staged(outputs, overwrite=settings.overwrite, orphans=orphans(job, outputs)) as folder:
         result = segment(volume, network, settings.run, protocol=protocol, scratch=folder, on_progress=on_progress)
         result = replace(result, notes=(*result.notes, *notes))
         release_memory()

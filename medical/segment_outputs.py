@@ -1,4 +1,4 @@
-"""The files that a segmentation leaves: what they are called, whether they may be written, and how they take their places.
+"""The files that a segmentation leaves: what they are called, and whether they may be written.
 
 What one scan gives, named after its label map NAME.nii.gz:
 
@@ -15,24 +15,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from hybrid.errors import InputError, OutputError, RequestError
-from hybrid.locks import lock
 from hybrid.records import record_path, sha256_file
 from medical.inputs import Job
 from medical.protocol import Protocol
 from medical.segmentation import SegmentSettings
+from medical.staging import check_absent
 from medical.volumes import NiftiOrigin, Volume, is_nifti, stem
 
 Format = Literal["nifti", "seg", "both"]
 _REPORTS = ("_statistics.csv", "_statistics.json", "_preview.png", "_report.html")
-_ELSEWHERE = "Choose another --output."
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,9 @@ def check_targets(job: Job, settings: FileSettings) -> tuple[Path, ...]:
     outputs = planned_outputs(job, settings)
     _keep_inputs(outputs, _places(job.sources))
     if (folder := next((path for path in outputs if path.is_dir()), None)) is not None:
-        raise OutputError(f"{folder} is a folder.", hint=_ELSEWHERE)
+        raise OutputError(f"{folder} is a folder.", hint="Choose another --output.")
     if not settings.overwrite:
-        _check_absent(outputs)
+        check_absent(outputs)
     return outputs
 
 
@@ -184,49 +181,8 @@ def sources_sha256(sources: tuple[Path, ...]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
-@contextmanager
-def staged(job: Job, outputs: tuple[Path, ...], *, overwrite: bool) -> Iterator[Path]:
-    """A hidden folder beside the outputs; when the block ends well, what it holds takes their places, the record last.
-
-    Runs into one folder take turns at that, so that their files are never mixed. If it fails, what was there is there
-    again. With `overwrite` the files of the earlier run that this one does not write go: they would seem to be its own.
-
-    Raises:
-        OutputError: The folder does not take the files, or another run has written them meanwhile.
-    """
-    parent = outputs[0].parent
-    with _written_to(parent):
-        staging = tempfile.TemporaryDirectory(dir=parent, prefix=".segment-")
-    with staging as folder:
-        yield Path(folder)
-        with _written_to(parent), _alone(parent):
-            if not overwrite:
-                _check_absent(outputs)
-            _take_places(Path(folder), outputs, _orphans(job, outputs))
-
-
-def _take_places(folder: Path, outputs: Sequence[Path], orphans: Sequence[Path]) -> None:
-    """Move files to their places, and back if that fails; where each is tells how far it went, whatever stopped it."""
-    earlier = folder / "earlier"
-    earlier.mkdir()
-    try:
-        for path in (*outputs, *orphans):
-            if os.path.lexists(path) and not path.is_dir():
-                os.replace(path, earlier / path.name)
-        for path in outputs:
-            os.replace(folder / path.name, path)
-    except BaseException:
-        for path in outputs:
-            if not os.path.lexists(folder / path.name):
-                path.unlink(missing_ok=True)
-        for path in (*outputs, *orphans):
-            if os.path.lexists(earlier / path.name):
-                os.replace(earlier / path.name, path)
-        raise
-
-
-def _orphans(job: Job, outputs: tuple[Path, ...]) -> tuple[Path, ...]:
-    """What the record to be replaced says was written with it, and is not written now."""
+def orphans(job: Job, outputs: tuple[Path, ...]) -> tuple[Path, ...]:
+    """What the record to be replaced says was written with it, and is not written now: it would seem to be of this run."""
     folder, name = outputs[0].parent, stem(job.target)
     endings = (".nii.gz", ".nii", ".labels.json", ".dcm", "_probabilities.nii.gz", *_REPORTS)
     ours = {f"{name}{ending}" for ending in endings} & _written_names(_recorded(outputs[-1]))
@@ -268,34 +224,5 @@ def _keep_inputs(outputs: Sequence[Path], inputs: Mapping[str, Path]) -> None:
             )
 
 
-def _check_absent(outputs: Sequence[Path]) -> None:
-    there = next((path for path in outputs if os.path.lexists(path)), None)  # a link that leads nowhere is there too
-    if there is not None:
-        raise OutputError(f"{there} is there already.", hint="Pass --overwrite or choose another --output.")
-
-
 def _visible(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other runs from a folder meanwhile."""
-    descriptor = None
-    with suppress(OSError):  # Windows opens no folders
-        descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if descriptor is not None:
-            lock(descriptor)
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-@contextmanager
-def _written_to(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"The results could not be written to {folder}: {error.strerror}.", hint=_ELSEWHERE) from error

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hybrid.errors import OutputError, RequestError, ResourceError
+from hybrid.errors import InputError, OutputError, RequestError, ResourceError
 from hybrid.memory import available_bytes, format_size
 from medical.geometry import resample, resample_labels
 from medical.models.base import SegmentationNetwork
 from medical.postprocess import fill_holes, keep_largest
-from medical.preparation import Preparation, check_scan, doubts, prepare
+from medical.preparation import Box, Preparation, check_scan, doubts, prepare
 from medical.protocol import Protocol
 from medical.roi import roi_box
 from medical.slabs import LabelPainter, RowInterpolator
@@ -128,9 +128,21 @@ def plan_volume(
         ResourceError: The network's grid alone does not fit the memory.
     """
     check_scan(volume, protocol)
-    way = prepare(volume, protocol, roi_box(settings.roi, volume.grid) if settings.roi is not None else None)
+    box = roi_box(settings.roi, volume.grid) if settings.roi is not None else None
+    if box is not None:
+        _check_part(volume, box)
+    way = prepare(volume, protocol, box)
     _check_size(volume, way)
     return way, plan_scan(way.model.shape, network.card, protocol, overlap=settings.overlap, mirror=settings.mirror)
+
+
+def _check_part(volume: Volume, box: Box) -> None:
+    part = volume.values[(slice(None), *box)]
+    if min(part.shape[1:]) < 2 or any(channel.min() == channel.max() for channel in part):
+        raise InputError(
+            f"The part {' x '.join(map(str, part.shape[1:]))} of {volume.name} holds nothing to segment.",
+            hint="Choose a larger --roi.",
+        )
 
 
 def _check_size(volume: Volume, way: Preparation) -> None:

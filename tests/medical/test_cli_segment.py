@@ -162,6 +162,17 @@ def test_a_folder_goes_on_after_a_bad_scan_and_again_after_a_stop(tmp_path: Path
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / "a.nii.gz")[0], segment(read_volume(first), network).labels)
 
 
+def test_json_tells_of_failures_too(tmp_path: Path, weights: Path) -> None:
+    good = scan(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").write_bytes(good.read_bytes()[:2000])
+    command = ("segment", tmp_path, "-o", tmp_path / "out", "--weights", weights, "--no-report", "--json")
+    for more in (("--plan",), ()):
+        said = medical(*command, *more)
+        first, second = (json.loads(line) for line in said.out.splitlines())
+        assert said.code == 1 and "outputs" in first and second["input"].endswith("b.nii.gz")
+        assert "damaged" in second["error"] and second["exit_code"] == 3 and second["hint"]
+
+
 def test_results_in_the_folder_of_scans_are_no_scans(tmp_path: Path, weights: Path) -> None:
     scan(tmp_path / "a.nii.gz")
     command = ("segment", tmp_path, "-o", tmp_path / "out", "--weights", weights, "--no-report", "-q")

@@ -331,6 +331,10 @@ def test_command_on_folders(data: Path, predictions: Path, tmp_path: Path) -> No
     put(predictions / "b3.nii.gz", labels())
     code, said, _ = command(predictions, references, "--against", tmp_path / "out")
     assert code == 0 and "Against out" in said
+    strays = labels().astype(np.int16)
+    strays[0, 0, 0] = -1
+    nib.save(nib.Nifti1Image(strays, nib.load(predictions / "b3.nii.gz").affine), predictions / "b3.nii.gz")
+    assert "note: b3: Prediction: b3.nii.gz has 1 voxel with negative labels" in command(predictions, references)[1]
 
 
 @pytest.mark.parametrize(
@@ -342,6 +346,8 @@ def test_command_on_folders(data: Path, predictions: Path, tmp_path: Path) -> No
         (["--model", "x", "--data", "DATA", "--spec", "msd-hippocampus"], "--split missing"),
         (["FOUND", "DATA", "--split", "val"], "stands for itself"),
         (["FOUND", "DATA", "-o", "DATA/balls/dataset.json"], "is a file"),
+        (["FOUND", "DATA", "-o", "out", "--against", "out/scores.csv"], "which would be lost"),
+        (["FOUND", "DATA", "--tta", "--option", "a=b"], "Leave --option, --tta out"),
         (["FOUND", "--data", "DATA", "--spec", "set5", "--split", "val"], "cannot be used here"),
         (["FOUND", "--data", "DATA", "--spec", "brats22", "--split", "val"], "Did you mean brats21"),
     ],
@@ -366,11 +372,22 @@ def test_command_with_a_model(data: Path, tmp_path: Path) -> None:
     )
     out = tmp_path / "out"
     code, said, error = command(
-        "--model", tmp_path / "tiny.safetensors", "--data", data, "--spec", description, "--split", "val", "-o", out
+        "--model",
+        tmp_path / "tiny.safetensors",
+        "--data",
+        data,
+        "--spec",
+        description,
+        "--split",
+        "val",
+        "-o",
+        out,
+        "--option",
+        "merging=merging15",
     )
     assert error is None or isinstance(error, SystemExit), error
     assert code == 0 and "tiny on Balls, val" in said
     facts = json.loads((out / "report.json").read_text())
     assert facts["model"]["weights"] == "tiny.safetensors" and len(facts["model"]["sha256"]) == 64
-    assert facts["model"]["options"]["merging"] and facts["inference"]["precision"] == "float32"
+    assert facts["model"]["options"]["merging"] == "merging15" and facts["inference"]["precision"] == "float32"
     assert facts["split"] == "val" and facts["split_source"] == "made here"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, ornt_transform
+from pydantic import ValidationError
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -282,3 +283,38 @@ def test_other_modalities_are_warned_of() -> None:
     notes = run(volume(smooth(10, 12, 14), SHEARED), thresholds(), protocol()).notes
     assert any("sheared" in note for note in notes)
     assert run(volume(smooth(10, 12, 14)), thresholds(), protocol()).notes == ()
+
+
+def test_a_grid_out_of_all_proportion_is_refused_before_memory_is_taken() -> None:
+    scan = volume(smooth(30, 30, 30))
+    network = convolution()
+    with pytest.raises(ResourceError, match=r"would have 30000 x 30000 x 30000 voxels .* of memory needed"):
+        segment(scan, network, protocol=protocol(spacing=(0.001, 0.001, 0.001)))
+    assert network.calls == 0
+
+
+def test_a_part_that_holds_nothing_is_refused() -> None:
+    values = smooth(12, 12, 12)
+    values[:6] = 5
+    for roi in ("0:4,0:4,0:4", "7:8,:,:"):
+        with pytest.raises(InputError, match="nothing to segment"):
+            segment(volume(values), convolution(), SegmentSettings(roi=roi), protocol=protocol())
+
+
+def test_voxels_far_coarser_than_those_of_the_training_are_told() -> None:
+    asked = protocol(spacing=(1, 1, 1))
+    for step, told in ((2.5, False), (10.0, True)):
+        result = segment(volume(smooth(20, 20, 8), np.diag([1, 1, step, 1])), convolution(), protocol=asked)
+        assert any("far coarser" in note for note in result.notes) is told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"intensity": {"kind": "window", "low": 5, "high": 5}}, {"intensity": {"kind": "window", "low": float("nan"), "high": 5}},
+        {"spacing": (1, float("inf"), 1)},
+    ],
+)  # fmt: skip
+def test_protocols_of_no_sense_are_refused(change: dict) -> None:
+    with pytest.raises(ValidationError):
+        protocol(**change)

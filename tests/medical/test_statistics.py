@@ -248,7 +248,7 @@ def stats(*arguments: str | Path) -> str:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
-    return result.stdout
+    return result.output
 
 
 def test_command_prints_and_writes(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -280,3 +280,44 @@ def test_command_refuses_another_grid_and_writes_nothing(files: tuple[Path, Path
 def test_command_says_what_a_mask_must_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no NIfTI file.*Convert a DICOM SEG"):
         stats(tmp_path)
+
+
+@pytest.mark.parametrize(("voxels", "stray", "edge", "flagged"), [
+    (1000, 1, 1, False), (1000, 9, 1, False), (1000, 11, 1, True), (8000, 3, 10, True), (8000, 1, 9, False),
+])  # fmt: skip
+def test_a_voxel_or_two_astray_make_no_fragments(voxels: int, stray: int, edge: int, flagged: bool) -> None:
+    """More than 1 % or 1 ml off the largest piece counts."""
+    labels = np.zeros((24, 24, 30), np.uint8)
+    side = round(voxels ** (1 / 3))
+    labels[1 : 1 + side, 1 : 1 + side, 1 : 1 + side] = 1
+    labels[22, 22, 25 - stray : 25] = 1
+    grid = Grid(labels.shape, np.diag([edge, edge, edge, 1.0]))
+    (row,) = structure_statistics(labels, grid, None, [Structure(value=1, name="a")])
+    assert row.components == 2 and ("fragmented" in row.flags) is flagged
+
+
+def test_command_tells_of_negative_labels(tmp_path: Path) -> None:
+    import nibabel as nib
+
+    labels = np.ones((5, 6, 7), np.int16)
+    labels[0, 0, :2] = -1
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "mask.nii.gz")
+    said = stats(tmp_path / "mask.nii.gz", "-o", tmp_path / "out")
+    assert "note: mask.nii.gz has 2 voxels with negative labels" in said
+    told = json.loads((tmp_path / "out" / "mask_statistics.json").read_text(encoding="utf-8"))
+    assert told["notes"] == ["mask.nii.gz has 2 voxels with negative labels: taken as background."]
+    assert "negative labels" in (tmp_path / "out" / "mask_report.html").read_text(encoding="utf-8")
+
+
+def test_command_leaves_nothing_when_a_file_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nibabel as nib
+
+    nib.save(nib.Nifti1Image(np.ones((5, 6, 7), np.int16), np.eye(4)), tmp_path / "mask.nii.gz")
+
+    def full(*_: object, **__: object) -> None:
+        raise OutputError("no space")
+
+    monkeypatch.setattr("medical.report.write_report", full)
+    with pytest.raises(OutputError, match="no space"):
+        stats(tmp_path / "mask.nii.gz", "-o", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["mask.nii.gz"]

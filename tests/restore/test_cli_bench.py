@@ -58,9 +58,9 @@ def test_a_model_that_is_not_here_is_a_named_row_and_never_another_one(name: str
 
 
 def test_a_scale_that_a_model_lacks_is_a_skipped_row() -> None:
-    said = bench("--model", "hat-compact", "--model", "bicubic", "--scale", "2")
+    said = bench("--model", "drct", "--model", "bicubic", "--scale", "2")
     assert said.code == 0
-    assert "hat-compact: skipped: hat-compact has no weights for scale 2" in said.out
+    assert "drct: skipped: drct has no weights for scale 2" in said.out
 
 
 def test_a_checkpoint_file_can_be_scored(offline: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_each_result_is_what_the_model_makes_alone_and_its_psnr_is_right(pair: t
     low, high = map(read_picture, pair)
     case = plan_case(low, SCALE, reference=high)
     made = result_of("hat-compact", case)
-    np.testing.assert_array_equal(made.picture.colour, enlarge(load_model("hat-compact", device="cpu"), low).colour)
+    np.testing.assert_array_equal(made.picture.colour, enlarge(load_model("hat-compact", scale=4, device="cpu"), low).colour)
     assert made.psnr == pytest.approx(y_psnr(made.picture.colour, high.colour), abs=1e-9) and made.ssim is not None
     plain = run_bicubic(case)
     np.testing.assert_array_equal(plain.picture.colour, imresize(low.colour, SCALE, "uint8"))
@@ -85,7 +85,9 @@ def test_a_region_is_the_same_part_of_the_whole_result(pair: tuple[Path, Path]) 
     np.testing.assert_array_equal(plain.picture.colour, imresize(low.colour, SCALE, "uint8")[part])
     assert plain.psnr == pytest.approx(y_psnr(plain.picture.colour, high.colour[part]), abs=1e-9)
     made = result_of("hat-compact", case)  # with its overlap around the region, this small picture is seen whole
-    np.testing.assert_array_equal(made.picture.colour, enlarge(load_model("hat-compact", device="cpu"), low).colour[part])
+    np.testing.assert_array_equal(
+        made.picture.colour, enlarge(load_model("hat-compact", scale=4, device="cpu"), low).colour[part]
+    )
 
 
 def test_without_a_reference_there_is_no_score(pair: tuple[Path, Path]) -> None:
@@ -131,7 +133,7 @@ def test_all_models_of_the_scale_are_tried_and_absent_ones_named() -> None:
     found = dict(find_models([], 4))
     assert not isinstance(found["hat-compact"], Skipped)
     assert isinstance(found["hat"], Skipped) and "not here" in found["hat"].reason
-    assert "hat-compact" not in dict(find_models([], 2))
+    assert "drct" not in dict(find_models([], 2))
 
 
 def test_a_model_is_named_once_and_must_exist() -> None:
@@ -139,7 +141,7 @@ def test_a_model_is_named_once_and_must_exist() -> None:
         list(find_models(["hat-compact", "HAT-compact"], 4))
     with pytest.raises(RequestError, match="no model named"):
         list(find_models(["hut"], 4))
-    [(_, missing)] = find_models(["hat-compact"], 3)
+    [(_, missing)] = find_models(["drct"], 3)
     assert isinstance(missing, Skipped) and "scale 3" in missing.reason
 
 
@@ -179,7 +181,8 @@ def test_the_command_writes_the_sheet_and_keeps_the_results(pair: tuple[Path, Pa
     lines = {line.split()[0]: line for line in said.out.splitlines()}
     kept = read_picture(tmp_path / "keep" / "lr_hat-compact_x4.png").colour
     assert f"{y_psnr(kept, read_picture(high).colour):.2f} dB" in lines["hat-compact"] and "dB" in lines["bicubic"]
-    assert sorted(files(tmp_path / "keep")) == ["lr_bicubic_x4.png", "lr_hat-compact_x4.png"]
+    shipped = ("bicubic", "cfsr-compact", "espcn-compact", "hat-compact")
+    assert sorted(files(tmp_path / "keep")) == [f"lr_{name}_x4.png" for name in shipped]
     again = restore("compare", low, "--device", "cpu", "-o", tmp_path / "s.png")
     assert again.code == 6 and "--overwrite" in again.err
 

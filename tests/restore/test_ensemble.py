@@ -77,7 +77,7 @@ def test_a_network_with_a_direction_is_averaged_over_all_eight() -> None:
 
 
 def test_the_shipped_network_is_averaged_likewise() -> None:
-    network, x = load_model("hat-compact", device="cpu"), picture(20, 24)
+    network, x = load_model("hat-compact", scale=4, device="cpu"), picture(20, 24)
     ensemble = SelfEnsemble(network)
     assert not ensemble.training and ensemble.source is network.source and ensemble.card.scale == network.card.scale
     np.testing.assert_allclose(run(ensemble)(x), by_hand(run(network), x), atol=1e-5)
@@ -107,7 +107,7 @@ def test_the_command_takes_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     options = (*COMPACT, "--device", "cpu", "--precision", "float32", "-q")
     assert restore("sr", source, *options, "-o", tmp_path / "one.png").code == 0
     assert restore("sr", source, *options, "--ensemble", "-o", tmp_path / "eight.png").code == 0
-    expected = enlarge(SelfEnsemble(load_model("hat-compact", device="cpu")), read_picture(source))
+    expected = enlarge(SelfEnsemble(load_model("hat-compact", scale=4, device="cpu")), read_picture(source))
     eight = read_picture(tmp_path / "eight.png").colour
     np.testing.assert_array_equal(eight, expected.colour)
     assert (eight != read_picture(tmp_path / "one.png").colour).any()

@@ -171,7 +171,7 @@ def test_a_picture_is_run_and_then_resized(tile: int | None, final: FinalSize, a
 
 def test_the_network_s_own_size_is_bit_identical() -> None:
     picture = Picture(np.round(noise(20, 24, 3) * 255).astype(np.uint8))
-    network = load_model("hat-compact", device="cpu")
+    network = load_model("hat-compact", scale=4, device="cpu")
     plain = enlarge(network, picture).colour
     np.testing.assert_array_equal(enlarge(network, picture, RunSettings(final=FinalSize(width=96, height=80))).colour, plain)
 
@@ -206,21 +206,22 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("options", "tag", "size"),
+    ("options", "tag", "size", "scale"),
     [
-        (("--scale", "2.7"), "_x2.7", (54, 65)),
-        (("--size", "50x"), "_50x", (50, 60)),
-        (("--size", "x33"), "_x33", (28, 33)),
-        (("--size", "61x47"), "_61x47", (61, 47)),
-        (("--scale", "4.5"), "_x4.5", (90, 108)),
+        (("--scale", "2.7"), "_x2.7", (54, 65), 3),
+        (("--size", "50x"), "_50x", (50, 60), 3),
+        (("--size", "x33"), "_x33", (28, 33), 2),
+        (("--size", "61x47"), "_61x47", (61, 47), 4),
+        (("--scale", "4.5"), "_x4.5", (90, 108), 4),
     ],
 )
-def test_the_command_makes_the_size(options: tuple[str, str], tag: str, size: tuple[int, int], folder: Path) -> None:
+def test_the_command_makes_the_size(options: tuple[str, str], tag: str, size: tuple[int, int], scale: int, folder: Path) -> None:
     assert restore("sr", folder / "a.png", *COMPACT, *options, "-q").code == 0
     with Image.open(folder / f"a{tag}.png") as judge:
         assert judge.size == size
     plain = enlarge(
-        load_model("hat-compact", device="cpu"), Picture(read_picture(folder / "a.png").colour.astype(np.float32) / 255)
+        load_model("hat-compact", scale=scale, device="cpu"),
+        Picture(read_picture(folder / "a.png").colour.astype(np.float32) / 255),
     )
     expected = np.clip(by_hand(plain.colour, size[::-1]), 0, 1) * 255
     assert np.abs(read_picture(folder / f"a{tag}.png").colour - expected).max() < 2.5  # the network may compute in bfloat16
@@ -230,7 +231,7 @@ def test_whole_scales_go_the_plain_way(folder: Path) -> None:
     options = (*COMPACT, "--device", "cpu", "--precision", "float32", "-q", "-o")
     assert restore("sr", folder / "a.png", "--scale", "4", *options, folder / "x4.png").code == 0
     assert restore("sr", folder / "a.png", "--size", "80x96", *options, folder / "size.png").code == 0
-    expected = enlarge(load_model("hat-compact", device="cpu"), read_picture(folder / "a.png")).colour
+    expected = enlarge(load_model("hat-compact", scale=4, device="cpu"), read_picture(folder / "a.png")).colour
     for name in ("x4.png", "size.png"):
         np.testing.assert_array_equal(read_picture(folder / name).colour, expected)
         assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["notes"] == []
