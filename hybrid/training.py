@@ -76,7 +76,7 @@ class Task:
 
     network: nn.Module
     sample: Callable[[np.random.Generator], Sample]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Any, Tensor], Tensor]
     validate: Callable[[nn.Module], dict[str, float]]
 
 
@@ -127,20 +127,24 @@ def train(
                 group["lr"] = settings.learning_rate_at(step)
             loss = task.loss(network(x), y)
             fabric.backward(loss)
+            learnt = loss.detach()
             if settings.clip is not None:
-                fabric.clip_gradients(network, optimizer, max_norm=settings.clip)
+                norm = fabric.clip_gradients(network, optimizer, max_norm=settings.clip, error_if_nonfinite=False)
+                learnt = learnt + 0 * norm  # a gradient that is not finite is told as a loss that is none, and without a wait
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             _average(average, network.module, min(settings.ema, (step + 1) / (step + 10)))
             step += 1
-            losses.append(loss.detach())
+            losses.append(learnt)
             last = step == settings.steps
             if step % settings.log_every == 0 or step % settings.validate_every == 0 or last:
                 figures = {"loss": _mean(torch.stack(losses).mean(), fabric), "lr": settings.learning_rate_at(step - 1)}
                 figures["seconds"] = time.perf_counter() - started
                 losses.clear()
                 if not math.isfinite(figures["loss"]):
-                    raise RequestError(f"The loss is {figures['loss']} at step {step}.", hint="Lower the learning rate.")
+                    raise RequestError(
+                        f"The loss or its gradient is {figures['loss']} at step {step}.", hint="Lower the learning rate."
+                    )
                 if step % settings.validate_every == 0 or last:
                     if log:
                         figures |= task.validate(average)

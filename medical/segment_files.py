@@ -87,6 +87,7 @@ def is_done(job: Job, network: SegmentationNetwork, settings: FileSettings) -> b
     """
     wanted = {
         "weights_sha256": network.source.sha256 if network.source else "",
+        "options": network.options(),
         "protocol": protocol_of(network, settings.protocol).model_dump(mode="json"),
         "settings": settings.facts(),
     }

@@ -141,7 +141,7 @@ def test_low_precision_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
 def test_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
     task = tiny_task()
     broken = Task(task.network, task.sample, lambda y, t: F.mse_loss(y, t) * math.nan, task.validate)
-    with pytest.raises(RequestError, match=r"loss is nan at step 5.*Lower the learning rate"):
+    with pytest.raises(RequestError, match=r"gradient is nan at step 5.*Lower the learning rate"):
         run(tmp_path, settings(), broken)
     assert not (tmp_path / "last.pt").exists()
 
