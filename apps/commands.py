@@ -11,8 +11,10 @@ from typing import NoReturn
 
 from hybrid.errors import HybridError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what `kill` and batch systems send: both end a run tidily."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C, what `kill` and batch systems send, and a terminal that is closed: all end a run tidily."""
+_IMPORT = "<frozen importlib._bootstrap>"
+_SOON = 0.05  # seconds
 
 
 class Stopped(BaseException):
@@ -43,6 +45,11 @@ def _run(app: Callable[..., object]) -> NoReturn:
             app(standalone_mode=True)
     except HybridError as error:
         _complain(f"error: {error}", error.exit_code)
+    except OSError as error:
+        if error.filename is None:  # of no file: a fault of this program
+            raise
+        hint = "Choose another path, or change its permissions."
+        _complain(f"error: {error.filename}: {error.strerror}. {hint}", HybridError.exit_code)
     except Stopped as stop:
         resumable = bool(getattr(stop, "__notes__", ()))  # the command has said how to go on
         _complain("interrupted" if resumable else "interrupted; nothing half-written is left", stop.exit_code)
@@ -59,14 +66,32 @@ def _stoppable() -> Iterator[None]:
                 signal.signal(number, _stop)
         yield
     finally:
+        _cancel_timer()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
+def _stop(number: int, frame: FrameType | None) -> None:
+    if hasattr(signal, "setitimer") and _importing(frame):
+        # A module that is broken off stays half made; and torch takes the exception for a lack of NumPy, and goes on.
+        signal.signal(signal.SIGALRM, lambda _, later: _stop(number, later))
+        signal.setitimer(signal.ITIMER_REAL, _SOON, _SOON)
+        return
+    _cancel_timer()
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)  # a second one must not break off the tidying up
     raise Stopped(number)
+
+
+def _cancel_timer() -> None:
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != _IMPORT:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _complain(text: str, code: int) -> NoReturn:

@@ -53,11 +53,13 @@ class VolumeLayout(Strict):
         name: The layout in words, for reports.
         images: Pattern of the scan; several where each channel has a file of its own, in the order of the channels.
         labels: Pattern of the label map.
+        pictures: Whether they are pictures (.png, .tif and so on) and no volumes.
     """
 
     name: str
     images: tuple[str, ...] = Field(min_length=1)
     labels: str
+    pictures: bool = False
 
     @field_validator("images", "labels")
     @classmethod
@@ -112,12 +114,15 @@ class Split(Strict):
 
 
 class Scoring(Strict):
-    """How the set is scored, in the words of `medical.metrics.Conventions`."""
+    """How the set is scored, in the words of `medical.metrics.Conventions` and `medical.boundaries`."""
 
     empty: Literal["nan", "monai-ignore", "monai-strict", "transunet"] = "nan"
     hausdorff: Literal["max", "pooled"] = "max"
     surface: Literal["subvoxel", "voxel"] = "subvoxel"
     tolerance: NonNegativeFloat = 1.0
+    unit: Literal["mm", "px"] = "mm"
+    boundary: NonNegativeFloat | None = None
+    partition: bool = False
 
 
 class PublishedDice(Strict):
@@ -148,6 +153,7 @@ class SegmentationSpec(DataSpec):
         channels: What each channel of a scan is.
         structures: Meaning of the label maps' values.
         regions: What is scored instead of the single structures, if anything.
+        label_values: What the values of label pictures stand for, where they are not the structures' own.
         stray_labels: What happens to reference values that are no structure: ``refuse`` the case, ``clamp`` them into
             the range of values with a warning, or ``ignore`` them where the set scores but some of the structures.
         preparation: How published methods prepare the scans, one sentence each.
@@ -162,6 +168,7 @@ class SegmentationSpec(DataSpec):
     channels: tuple[str, ...] = Field(min_length=1)
     structures: tuple[LabelledStructure, ...] = Field(min_length=1)
     regions: tuple[Region, ...] = ()
+    label_values: dict[NonNegativeInt, NonNegativeInt] = Field({})
     stray_labels: Literal["refuse", "clamp", "ignore"] = "refuse"
     preparation: tuple[str, ...] = ()
     layouts: tuple[VolumeLayout, ...] = Field(min_length=1)
@@ -179,6 +186,10 @@ class SegmentationSpec(DataSpec):
                 raise ValueError(f"a {what} is given twice: {given}")
         if unknown := {value for region in self.regions for value in region.values} - set(values):
             raise ValueError(f"regions of unknown values {sorted(unknown)}")
+        if {layout.pictures for layout in self.layouts} != {self.scoring.unit == "px"}:
+            raise ValueError("pictures, and they alone, are scored in px: set `pictures` of all layouts and `scoring.unit`")
+        if self.scoring.unit != "px" and (self.scoring.partition or self.scoring.boundary is not None or self.label_values):
+            raise ValueError("scoring.boundary, scoring.partition and label_values are for pictures")
         if "all" in splits:
             raise ValueError("the split all needs no description")
         if unknown_names := {row.structure for row in self.published} - {*names, "mean"}:

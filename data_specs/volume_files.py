@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_specs.files import set_folder
+from data_specs.files import PICTURE_SUFFIXES, set_folder
 from data_specs.segmentation_schema import Fold, SegmentationSpec, Split, VolumeLayout
 from hybrid.errors import InputError, RequestError
 
@@ -76,10 +76,11 @@ def volume_stem(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
-def volumes_in(folder: Path, pattern: str = "*") -> Iterator[Path]:
-    """Volumes below a folder that fit a pattern without suffix, in order; hidden files (``._a.nii.gz``) are none."""
-    for path in sorted(folder.glob(pattern + ".nii*")):
-        if path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".") and path.is_file():
+def volumes_in(folder: Path, pattern: str = "*", *, pictures: bool = False) -> Iterator[Path]:
+    """Volumes, or pictures, below a folder that fit a pattern without suffix, in order, but for hidden files (``._a.nii.gz``)."""
+    suffixes = PICTURE_SUFFIXES if pictures else VOLUME_SUFFIXES
+    for path in sorted(folder.glob(pattern + (".*" if pictures else ".nii*"))):
+        if path.name.lower().endswith(suffixes) and not path.name.startswith(".") and path.is_file():
             yield path
 
 
@@ -115,7 +116,7 @@ def _folder(spec: SegmentationSpec, data_dir: Path) -> Path:
     try:
         return set_folder(spec, data_dir)
     except InputError:
-        if data_dir.is_dir() and any(any(volumes_in(data_dir, _glob(layout.labels))) for layout in spec.layouts):
+        if data_dir.is_dir() and any(any(_painted(data_dir, layout)) for layout in spec.layouts):
             return data_dir
         raise
 
@@ -124,14 +125,14 @@ def _labels(spec: SegmentationSpec, folder: Path) -> tuple[VolumeLayout, dict[st
     """The layout that fits, and the label map of each case."""
     for layout in spec.layouts:
         labels: dict[str, Path] = {}
-        for path in volumes_in(folder, _glob(layout.labels)):
+        for path in _painted(folder, layout):
             place = path.parent.relative_to(folder) / volume_stem(path)
             match = re.fullmatch(_expression(layout.labels), place.as_posix())
             if match and labels.setdefault(match["case"], path) != path:
                 raise InputError(f"{labels[match['case']]} and {path} are one case.", hint="Keep one of them.")
         if labels:
             return layout, labels
-    tried = "; ".join(f"{layout.labels.replace('{case}', 'CASE')}.nii.gz" for layout in spec.layouts)
+    tried = "; ".join(f"{layout.labels.replace('{case}', 'CASE')}{_suffix(layout)}" for layout in spec.layouts)
     raise InputError(
         f"{folder} does not hold the label maps of {spec.title}. Looked for: {tried}.",
         hint=f"Source: {spec.source.url or spec.source.where}.",
@@ -141,11 +142,13 @@ def _labels(spec: SegmentationSpec, folder: Path) -> tuple[VolumeLayout, dict[st
 def _images(layout: VolumeLayout, folder: Path, case: str) -> tuple[Path, ...]:
     found = []
     for pattern in layout.images:
-        paths = list(volumes_in(folder, pattern.replace("{case}", escape(case))))
+        paths = list(volumes_in(folder, pattern.replace("{case}", escape(case)), pictures=layout.pictures))
         if len(paths) != 1:
             what = "no scan" if not paths else f"{len(paths)} scans"
             shown = pattern.replace("{case}", case)
-            raise InputError(f"{folder.name} holds {what} for the case {case}: {shown}.nii.gz.", hint="There must be one.")
+            raise InputError(
+                f"{folder.name} holds {what} for the case {case}: {shown}{_suffix(layout)}.", hint="There must be one."
+            )
         found.append(paths[0])
     return tuple(found)
 
@@ -186,12 +189,22 @@ def _case_name(entry: Any, layout: VolumeLayout) -> str:
         entry = entry[0] if isinstance(entry, list) and entry else entry
     if not isinstance(entry, str) or not entry:
         raise InputError(f"A split lists {entry!r}, which names no case.", hint="Give names or files of label maps.")
-    name = volume_stem(Path(entry)) if entry.lower().endswith(VOLUME_SUFFIXES) else Path(entry).name
+    endings = PICTURE_SUFFIXES if layout.pictures else VOLUME_SUFFIXES
+    name = volume_stem(Path(entry)) if entry.lower().endswith(endings) else Path(entry).name
     for pattern in (layout.labels, *layout.images):
         before, after = (re.escape(part).replace(r"\*", ".*") for part in pattern.rpartition("/")[2].split("{case}"))
         if (before or after) and (match := re.fullmatch(f"{before}(.+){after}", name)):
             return match[1]
     return name
+
+
+def _painted(folder: Path, layout: VolumeLayout) -> Iterator[Path]:
+    """The label maps of a layout."""
+    return volumes_in(folder, _glob(layout.labels), pictures=layout.pictures)
+
+
+def _suffix(layout: VolumeLayout) -> str:
+    return ".png" if layout.pictures else ".nii.gz"
 
 
 def _glob(pattern: str) -> str:

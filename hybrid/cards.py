@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,9 @@ class ModelCard:
         paper: Citation of the paper that defines it.
         code_licence: Licence of the reference implementation ("unknown" is a value).
         scale: Output pixels per input pixel along each axis.
-        channels: Image channels that the network takes and gives.
+        channels: Image channels that the network takes, and gives where `out_channels` does not say otherwise.
         multiple: The network pads each side to a multiple of this many pixels (1: no padding).
+        padding: What it pads with: ``reflect``, the picture mirrored in its edge, or ``zeros``.
         overlap: Context in input pixels that a tile shares with each neighbour.
         exact: Whether tiles with that overlap, cut in its middle, give what the whole gives.
         global_context: True if some layer sees the whole input, so that tiles can not be exact.
@@ -25,6 +27,12 @@ class ModelCard:
         value_range: Range of the values that the network takes and returns.
         luma: True for a network of one channel that takes BT.601 luma in studio swing; colours are enlarged beside it.
         low_precision: Compute types, besides float32, in which its results are known to hold.
+        tasks: What networks of this form are published for, which is all that a file of weights tells.
+        out_channels: Image channels that the network gives; 0 stands for `channels`.
+        outputs: Pictures that it gives of one; several come as (B, outputs, C, H, W).
+        pure_outputs: Those that are no averages of others. Their mean is the mean of all.
+        result: Place of the result in the list of stages that the network returns; None for a network that returns a tensor.
+        halved: Whether it cuts what it is given in halves itself: tiles differ from the whole around the middles of both.
     """
 
     family: str
@@ -42,3 +50,13 @@ class ModelCard:
     luma: bool = False
     exact: bool = False
     low_precision: tuple[str, ...] = ("bf16",)
+    padding: Literal["reflect", "zeros"] = "reflect"
+    tasks: tuple[str, ...] = ("super-resolution",)
+    out_channels: int = 0
+    outputs: int = 1
+    pure_outputs: tuple[int, ...] = (0,)
+    result: int | None = None
+    halved: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out_channels", self.out_channels or self.channels)

@@ -50,6 +50,7 @@ class Family(Generic[N]):
         options: Names that `build` takes: what a file cannot tell.
         keys: Published names of the parameters and ours.
         derived: Last parts of published entries that the network computes itself and a loader ignores.
+        without_copies: A published state dict with one of each tensor that files hold under several names.
     """
 
     name: str
@@ -59,3 +60,4 @@ class Family(Generic[N]):
     options: tuple[str, ...]
     keys: KeyMap
     derived: tuple[str, ...] = ()
+    without_copies: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict

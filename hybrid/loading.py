@@ -90,7 +90,7 @@ def build_network(
             f"{type(error).__name__} {error}.",
             hint="The file is incomplete or changed; give the published file as it is.",
         ) from error
-    load_strict(network, checkpoint.state, rename=kind.keys.to_ours, derived=kind.derived)
+    load_strict(network, kind.without_copies(checkpoint.state), rename=kind.keys.to_ours, derived=kind.derived)
     network.precision = choose_precision(precision, target, ("float32", *network.card.low_precision))  # type: ignore[arg-type]
     network.source = WeightsSource(
         name=found.entry.name if found.entry else found.path.stem,

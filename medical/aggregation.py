@@ -70,11 +70,11 @@ def summarise(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = SEED
     drawn = np.stack([_mean(values[draw]) for draw in draws]) if draws is not None else np.empty((0, values.shape[1]))
     means, counted = _mean(values), np.isfinite(values).sum(axis=0)
     structures = tuple(
-        Summary(float(means[k]), _sd(values[:, k]), *_interval(drawn[:, k]), int(counted[k]), int(len(values) - counted[k]))
+        Summary(float(means[k]), _sd(values[:, k]), *interval(drawn[:, k]), int(counted[k]), int(len(values) - counted[k]))
         for k in range(values.shape[1])
     )
     some = int(np.isfinite(values).any(axis=1).sum())
-    return structures, Summary(float(_mean(means)), np.nan, *_interval(_mean(drawn.T)), some, len(values) - some)
+    return structures, Summary(float(_mean(means)), np.nan, *interval(_mean(drawn.T)), some, len(values) - some)
 
 
 def paired(first: ArrayLike, second: ArrayLike) -> Paired:
@@ -102,6 +102,7 @@ def _sd(values: NDArray[np.float64]) -> float:
     return float(known.std(ddof=1)) if known.size > 1 else np.nan
 
 
-def _interval(means: NDArray[np.float64]) -> tuple[float, float]:
+def interval(means: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % percentile interval of the means (or other figures) of bootstrap samples; those that are NaN are left out."""
     known = means[np.isfinite(means)]
     return (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known.size else (np.nan, np.nan)

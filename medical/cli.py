@@ -7,8 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from medical.cli_compare import compare
+from medical.cli_detection import detect_evaluate
 from medical.cli_evaluate import evaluate
 from medical.cli_models import models
+from medical.cli_pretrain import pretrain
 from medical.cli_stats import stats
 from medical.cli_train import train
 from medical.cli_transfer import transfer
@@ -24,7 +27,7 @@ app = typer.Typer(
 
 @app.command()
 def segment(
-    inputs: Annotated[list[str], typer.Argument(help="NIfTI files, DICOM folders or zips, or folders of scans.")],
+    inputs: Annotated[list[str], typer.Argument(help="NIfTI files, DICOM folders or zips, pictures, or folders of such.")],
     model: Annotated[str, typer.Option(help="A name from `medical models list`.")] = "hippocampus",
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file; takes the place of --model.")] = None,
     protocol: Annotated[
@@ -45,6 +48,18 @@ def segment(
     ] = None,
     overlap: Annotated[float | None, typer.Option(min=0, max=0.99, help="Overlap of windows. Default: the model's.")] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirror images: up to eight times as long.")] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty",
+            help="Write how unsure the result is: maps, figures, slices that want a look. Members are mirror images, or, with "
+            "--ensemble, several checkpoints (and their mirror images with --tta).",
+        ),
+    ] = False,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(help="A further checkpoint, or model, of the same protocol, for --uncertainty. Repeatable."),
+    ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Overlap of a quarter, about three times as fast.")] = False,
     largest_component: Annotated[
         bool, typer.Option("--largest-component", help="Keep the largest piece of each structure.")
@@ -67,6 +82,8 @@ def segment(
 ) -> None:
     """Segment scans: a label map on the scan's own grid, with statistics, preview, report and record.
 
+    Pictures (PNG, TIFF, JPEG, single-frame DICOM) go through networks for slices: label PNG, overlay, statistics.
+
     Research use, not a medical device.
     """
     from medical.cli_segment import Request, run
@@ -85,6 +102,8 @@ def segment(
             roi=roi,
             overlap=overlap,
             tta=tta,
+            uncertainty=uncertainty,
+            ensemble=tuple(ensemble or ()),
             fast=fast,
             largest_component=largest_component,
             fill_holes=fill_holes,
@@ -104,6 +123,9 @@ def segment(
 
 app.add_typer(models, name="models")
 app.command()(evaluate)
+app.command("detect-evaluate")(detect_evaluate)
+app.command()(compare)
 app.command()(stats)
+app.command()(pretrain)
 app.command()(train)
 app.command()(transfer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from data_specs import SegmentationSpec
-    from medical.evaluation import Evaluation
+    from medical.calibration import Reliability
+    from medical.detection_evaluation import DetectionResult
+    from medical.evaluation import CaseResult, Evaluation
     from medical.evaluation_comparison import Comparison
     from medical.evaluation_network import Network
     from medical.metrics import Conventions
@@ -36,12 +39,15 @@ def evaluate(
     ] = None,
     hausdorff: Annotated[Literal["max", "pooled"] | None, typer.Option(help="Variant of HD95.")] = None,
     surface: Annotated[Literal["subvoxel", "voxel"] | None, typer.Option(help="How NSD measures surfaces.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Tolerance of NSD in mm.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Tolerance of NSD in mm, in pixels of pictures.")] = None,
     against: Annotated[Path | None, typer.Option(help="Folder of an earlier evaluation, to be tested against.")] = None,
     overlap: Annotated[
         float | None, typer.Option(min=0, max=0.99, help="Overlap of windows; the model's own if left out.")
     ] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirror images.")] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Whether the model's probabilities are right too: plot, ECE, Brier score.")
+    ] = False,
     memory: Annotated[str | None, typer.Option(help="Peak memory to stay under, such as 4GB.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[
@@ -54,15 +60,17 @@ def evaluate(
     Give two folders, a folder and a data set, or a model and a data set. Research use, not a medical device.
     """
     from hybrid.console import messages, progress_on
+    from medical.calibration_run import Calibrating
     from medical.evaluation import Folder, plan_data_set, plan_folders, run_evaluation
     from medical.evaluation_comparison import compare, read_scores
     from medical.evaluation_report import write_report
 
-    _check_request(predictions, references, model, data, spec, split)
+    check_request(predictions, references, model, data, spec, split)
     given = {"--protocol": protocol, "--option": option, "--overlap": overlap, "--tta": tta or None, "--memory": memory}
-    _check_model_options(model, [name for name, value in given.items() if value is not None])
-    _check_output(output, against)
-    described = _spec(spec) if spec is not None else None
+    given["--calibration"] = calibration or None
+    check_model_options(model, [name for name, value in given.items() if value is not None])
+    check_output(output, against)
+    described = read_spec(spec) if spec is not None else None
     conventions = _conventions(described, empty=empty, hausdorff=hausdorff, surface=surface, tolerance=tolerance)
     folder = Folder(predictions) if predictions is not None else None
     if folder is not None and references is not None:
@@ -72,29 +80,40 @@ def evaluate(
         title = folder.folder.resolve().name if folder is not None else Path(str(model)).stem
         plan = plan_data_set(described, data, split, title=title, conventions=conventions)
     earlier = read_scores(against) if against is not None else None  # a slip is better found before the work than after
-    maker = None if model is None else _network(model, protocol, option or (), device, precision, _settings(overlap, tta, memory))
-    predict = folder or maker
+    run = replace(settings_of(overlap, tta, memory), probabilities=calibration)
+    maker = load_network(model, protocol, option or (), device, precision, run) if model is not None else None
+    calibrated = Calibrating(maker, plan) if maker is not None and calibration else None
+    predict = folder or calibrated or maker
     assert predict is not None
     made = maker.made(described) if maker is not None else None
     with progress_on(messages(quiet=quiet)) as progress:
         task = progress.add_task("cases", total=len(plan.cases))
         result = run_evaluation(plan, predict, made=made, on_progress=lambda done, _: progress.update(task, completed=done))
     comparison = compare(result, earlier) if earlier is not None and result.scored else None
-    _show(result, comparison)
+    reliability = calibrated.results() if calibrated is not None else ()
+    _show(result, comparison, reliability)
     if output is not None:
-        for path in write_report(result, output, comparison=comparison):
+        for path in write_report(result, output, comparison=comparison, reliability=reliability):
             typer.echo(str(path))
     raise typer.Exit(result.exit_code)
 
 
-def _check_request(
-    predictions: Path | None, references: Path | None, model: str | None, data: Path | None, spec: str | None, split: str | None
+def check_request(
+    predictions: Path | None,
+    references: Path | None,
+    model: str | None,
+    data: Path | None,
+    spec: str | None,
+    split: str | None,
+    *,
+    what: str = "label maps",
 ) -> None:
+    """Refuse what does not say what is scored, or against what."""
     from hybrid.errors import RequestError
 
     if (predictions is None) == (model is None):
         raise RequestError(
-            "What is to be scored is either a folder of label maps or a model.", hint="Give one folder, or --model NAME."
+            f"What is to be scored is either a folder of {what} or a model.", hint="Give one folder, or --model NAME."
         )
     wanted = {"--data": data, "--spec": spec, "--split": split}
     missing = [name for name, value in wanted.items() if value is None]
@@ -107,16 +126,17 @@ def _check_request(
         raise RequestError("A folder of references stands for itself.", hint="Leave --model, --data, --spec and --split out.")
 
 
-def _check_model_options(model: str | None, given: Sequence[str]) -> None:
+def check_model_options(model: str | None, given: Sequence[str], *, what: str = "label maps") -> None:
+    """Refuse options of a model where there is none."""
     from hybrid.errors import RequestError
 
     if model is None and given:
         raise RequestError(
-            f"Label maps are there already, so {given[0]} would change nothing.", hint=f"Leave {', '.join(given)} out."
+            f"{what.capitalize()} are there already, so {given[0]} would change nothing.", hint=f"Leave {', '.join(given)} out."
         )
 
 
-def _check_output(output: Path | None, against: Path | None) -> None:
+def check_output(output: Path | None, against: Path | None) -> None:
     """Find before the work that its results would have no place, or the earlier evaluation's."""
     from hybrid.errors import RequestError
 
@@ -126,7 +146,8 @@ def _check_output(output: Path | None, against: Path | None) -> None:
         raise RequestError(f"{output} is a file.", hint="Name a folder with -o.")
 
 
-def _spec(name: str) -> SegmentationSpec:
+def read_spec(name: str) -> SegmentationSpec:
+    """The description of a data set."""
     from data_specs import SegmentationSpec, load_spec
 
     return load_spec(name, SegmentationSpec)
@@ -140,14 +161,15 @@ def _conventions(spec: SegmentationSpec | None, **chosen: Any) -> Conventions:
     return Conventions(**usual | {name: value for name, value in chosen.items() if value is not None})
 
 
-def _settings(overlap: float | None, tta: bool, memory: str | None) -> SegmentSettings:
+def settings_of(overlap: float | None, tta: bool, memory: str | None) -> SegmentSettings:
+    """How a model is run."""
     from hybrid.memory import parse_size
     from medical.segmentation import SegmentSettings
 
     return SegmentSettings(overlap=overlap, mirror=tta, memory=parse_size(memory) if memory is not None else None)
 
 
-def _network(
+def load_network(
     model: str, protocol: Path | None, options: Sequence[str], device: str, precision: str, settings: SegmentSettings
 ) -> Network:
     """The model, loaded once. Nothing ever stands in for it."""
@@ -161,36 +183,43 @@ def _network(
     return Network(load_model(model, device=device, precision=precision, **network_options(options)), settings, protocol=given)
 
 
-def _show(result: Evaluation, comparison: Comparison | None) -> None:
-    from hybrid.records import without_folders
+def _show(result: Evaluation, comparison: Comparison | None, reliability: Sequence[Reliability]) -> None:
+    from medical import calibration
+    from medical.boundary_report import HEADER, TITLE, boundary_rows
     from medical.evaluation_report import header, protocol_facts, table_rows
     from medical.notice import RESEARCH_USE
 
-    _print_table(result.plan.title, header(result.plan.conventions), table_rows(result))
+    print_table(result.plan.title, header(result.plan.conventions), table_rows(result))
+    if measured := boundary_rows(result):
+        print_table(TITLE, HEADER, measured)
     if comparison is not None:
-        _print_table(comparison.title, comparison.header, comparison.table_rows())
-    for fact in protocol_facts(result):
+        print_table(comparison.title, comparison.header, comparison.table_rows())
+    if reliability:
+        print_table("Calibration", calibration.HEADER, calibration.table_rows(reliability))
+    for fact in (*protocol_facts(result), *(calibration.facts_of(reliability[0].bins) if reliability else ())):
         typer.echo(fact)
     typer.echo(RESEARCH_USE + ".")
-    for note, names in _notes(result).items():
-        several = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        typer.echo(f"note: {', '.join(names[:3])}{several}: {note}", err=True)
-    for failure in result.failures:
-        typer.echo(f"{failure.name}: {without_folders(failure.error or '')}", err=True)
+    print_remarks(result.results)
 
 
-def _notes(result: Evaluation) -> dict[str, list[str]]:
-    """What the user should know of cases, each sentence once, with the cases that it is about."""
+def print_remarks(results: Sequence[CaseResult | DetectionResult]) -> None:
+    """Tell what the user should know of cases, each sentence once with the cases that it is about, and why some failed."""
     from hybrid.records import without_folders
 
     cases: dict[str, list[str]] = {}
-    for each in result.results:
+    for each in results:
         for note in each.notes:
             cases.setdefault(without_folders(note), []).append(each.name)
-    return cases
+    for note, names in cases.items():
+        several = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        typer.echo(f"note: {', '.join(names[:3])}{several}: {note}", err=True)
+    for each in results:
+        if each.error is not None:
+            typer.echo(f"{each.name}: {without_folders(each.error)}", err=True)
 
 
-def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table as wide as the terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -78,11 +78,7 @@ class Scans(ModelsOf):
 def _protocol(protocol: Protocol) -> Iterator[tuple[str, str]]:
     spacing = " x ".join(f"{step:g}" for step in protocol.spacing) + " mm" if protocol.spacing else "any voxel size"
     yield "scans", f"{protocol.modality}: {', '.join(protocol.channels)}; {protocol.orientation}, {spacing}"
-    intensity = protocol.intensity
-    if intensity.kind == "window":
-        yield "intensity", f"{intensity.low:g} to {intensity.high:g} to [0, 1], clipped"
-    else:
-        yield "intensity", "z-score of each channel" + (", voxels of 0 left out" if intensity.nonzero else "")
+    yield "intensity", protocol.intensity.words
     mirrored = ", ".join(str(axis) for axis in protocol.mirror) or "none"
     patch = " x ".join(map(str, protocol.patch))
     yield "windows", f"{patch} voxels, overlap {protocol.overlap:g}; may be mirrored along axis: {mirrored}"

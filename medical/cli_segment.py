@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,22 @@ from medical.inputs import Job, plan_jobs, read_scan
 from medical.loading import build, find_weights
 from medical.models.base import SegmentationNetwork
 from medical.notice import RESEARCH_USE
+from medical.preparation import Preparation, doubts
 from medical.protocol import Protocol
 from medical.roi import mask_path
-from medical.segment_files import Outcome, is_done, segment_file
+from medical.segment_files import Outcome, is_done, members_of, segment_file
 from medical.segment_outputs import FileSettings, Format, check_jobs, check_targets, planned_outputs, possible_outputs
 from medical.segmentation import SegmentSettings, plan_volume, protocol_of, seconds_per_window
-from medical.statistics import ml_text
+from medical.sliding import WindowPlan
 
 FAST_OVERLAP = 0.25
 """Overlap of windows with --fast: a third of the windows that half an overlap takes in a large scan."""
+MANY_WINDOWS = 50
+"""From so many passes of the network on, what a scan is in for is said before it runs."""
 
 Failure = tuple[Job, HybridError]
+Networks = tuple[SegmentationNetwork, ...]
+"""The one that was asked for, and further members of an ensemble."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Request:
     roi: str | None
     overlap: float | None
     tta: bool
+    uncertainty: bool
+    ensemble: tuple[str, ...]
     fast: bool
     largest_component: bool
     fill_holes: bool
@@ -75,9 +83,13 @@ class Request:
             raise RequestError(
                 "--fast has an overlap of its own and no mirror images.", hint="Leave --fast, or --tta and --overlap, out."
             )
+        if self.ensemble and not self.uncertainty:
+            raise RequestError(
+                "--ensemble names further members of an uncertain segmentation.", hint="Add --uncertainty, or leave it out."
+            )
         run = SegmentSettings(
             overlap=FAST_OVERLAP if self.fast else self.overlap,
-            mirror=self.tta,
+            mirror=self.tta or (self.uncertainty and not self.ensemble),
             memory=parse_size(self.memory) if self.memory is not None else None,
             roi=self.roi,
             largest_component=self.largest_component,
@@ -85,7 +97,7 @@ class Request:
             probabilities=self.probabilities,
         )
         protocol = read_protocol(self.protocol) if self.protocol is not None else None
-        return FileSettings(run, self.format, self.report, self.overwrite, self.volume, self.series, protocol)
+        return FileSettings(run, self.format, self.report, self.overwrite, self.volume, self.series, protocol, self.uncertainty)
 
 
 def run(request: Request) -> None:
@@ -104,12 +116,14 @@ def run(request: Request) -> None:
     several = len(jobs) > 1 or jobs[0].source != Path(request.inputs[0])
     if not several and not request.plan_only:
         check_targets(jobs[0], settings)
-    network = _load(request, talk)
-    protocol_of(network, settings.protocol)  # of no scan's making: one complaint, not one for each
-    if settings.protocol is not None and network.protocol not in (None, settings.protocol):
+    networks = tuple(_load(replace(request, source=source), talk) for source in (request.source, *request.ensemble))
+    protocol_of(networks[0], settings.protocol)  # of no scan's making: one complaint, not one for each
+    if settings.uncertainty:
+        members_of(networks, settings)
+    if settings.protocol is not None and networks[0].protocol not in (None, settings.protocol):
         talk.print("--protocol takes the place of the protocol that these weights bring.", style="yellow")
     work = _plan_all if request.plan_only else _segment_all
-    _raise_failures(work(network, jobs, settings, request, talk, several), len(jobs))
+    _raise_failures(work(networks, jobs, settings, request, talk, several), len(jobs))
 
 
 def read_protocol(path: Path) -> Protocol:
@@ -141,8 +155,6 @@ def _load(request: Request, talk: Console) -> SegmentationNetwork:
 
         found = find_weights(request.source, on_progress=on_download)
         network = build(found, device=request.device, precision=request.precision, **network_options(request.options))
-    if network.source and network.source.notice:
-        talk.print(network.source.notice, style="dim")
     return network
 
 
@@ -161,46 +173,50 @@ def network_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _segment_all(
-    network: SegmentationNetwork, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, several: bool
+    networks: Networks, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, several: bool
 ) -> list[Failure]:
     failures: list[Failure] = []
+    notices = _notices(networks)
     with progress_on(talk) as progress:
         for job in jobs:
+            teller = _Teller(job.source.name, talk, notices)
             try:
-                if several and is_done(job, network, settings):
+                if several and is_done(job, networks[0], settings, ensemble=networks[1:]):
                     _report_skipped(job, settings, talk, request.json)
                     continue
                 with folder_of(job.target):
-                    outcome = _one(network, job, settings, progress)
+                    outcome = _one(networks, job, settings, progress, teller)
             except HybridError as error:
                 failures.append((job, error))
                 _tell(failures[-1], talk, several, request.json)
             else:
-                _report(outcome, talk, request.json)
+                _report(outcome, talk, request.json, teller.told)
     if len(failures) < len(jobs):
         talk.print(f"{RESEARCH_USE}.", style="dim")
     return failures
 
 
 def _plan_all(
-    network: SegmentationNetwork, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, several: bool
+    networks: Networks, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, several: bool
 ) -> list[Failure]:
     """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
     out = results()
-    protocol = protocol_of(network, settings.protocol)
+    protocol = protocol_of(networks[0], settings.protocol)
     seconds: float | None = None
     failures: list[Failure] = []
+    notices = _notices(networks)
     for job in jobs:
         try:
-            outputs = planned_outputs(job, settings) if settings.overwrite else check_targets(job, settings)
+            outputs = check_targets(job, replace(settings, overwrite=True))  # a plan replaces nothing
             volume = read_scan(job.sources, channels=len(protocol.channels), volume=settings.volume, series=settings.series)
             outputs, _ = possible_outputs(outputs, volume, settings)
-            way, plan = plan_volume(volume, network, settings.run, protocol)
+            way, plan = plan_volume(volume, networks[0], settings.run, protocol)
         except HybridError as error:
             failures.append((job, error))
             _tell(failures[-1], talk, several, request.json)
             continue
-        seconds = seconds or seconds_per_window(network, plan)
+        _Teller(job.source.name, talk, notices).warn((*volume.warnings, *doubts(volume, protocol, way)))
+        seconds = seconds or sum(seconds_per_window(network, plan) for network in networks)
         # The scan, what the network sees of it, the label map there and on the scan's grid, and the windows.
         memory = volume.values.nbytes + 4 * volume.values.shape[0] * _voxels(way.model.shape)
         memory += 2 * _voxels(volume.grid.shape) + plan.tiles.memory_bytes
@@ -211,22 +227,89 @@ def _plan_all(
         else:
             out.out(
                 f"{job.source}: {way.describe()}; {plan.describe()}; about {format_size(memory)} with the scan, "
-                f"{seconds * plan.tiles.count:.0f} s; to {outputs[0]}"
+                f"{_duration(seconds * plan.tiles.count)}; to {outputs[0]}{', which is there' * outputs[0].exists()}"
             )
     return failures
 
 
-def _one(network: SegmentationNetwork, job: Job, settings: FileSettings, progress: Progress) -> Outcome:
+@dataclass
+class _Teller:
+    """Tells people what a scan is in for: before the network runs, and how long it takes once that can be known.
+
+    Attributes:
+        name: The scan's.
+        talk: Where to.
+        notices: Of the weights, which are told with the first scan and then gone.
+        told: What was doubtful before the network ran.
+        seen: When the first window was done, of many.
+    """
+
+    name: str
+    talk: Console
+    notices: list[str]
+    told: list[str] = field(default_factory=list)
+    seen: float | None = None
+
+    def warn(self, doubtful: Sequence[str]) -> None:
+        """Notices and doubts."""
+        while self.notices:
+            self.talk.print(self.notices.pop(0), style="dim")
+        for doubt in doubtful:
+            self.talk.print(f"{self.name}: {doubt}", style="yellow")
+        self.told.extend(doubtful)
+
+    def begin(self, way: Preparation, plan: WindowPlan, doubtful: Sequence[str]) -> None:
+        """As `warn`, and what a long run is made of."""
+        self.warn(doubtful)
+        if plan.tiles.count * plan.views >= MANY_WINDOWS:
+            self.talk.print(f"{self.name}: {way.describe()}; {plan.describe()}", style="dim")
+
+    def progress(self, done: int, total: int) -> None:
+        """How long it takes by the second window, since the first warms up; bars tell it themselves."""
+        if total < MANY_WINDOWS or self.talk.is_terminal or done > 2:
+            return
+        if self.seen is not None:
+            self.talk.print(f"{self.name}: about {_duration((time.perf_counter() - self.seen) * total)}", style="dim")
+        self.seen = time.perf_counter()
+
+
+def _notices(networks: Networks) -> list[str]:
+    """What users should be told of the weights, each once."""
+    return list(dict.fromkeys(network.source.notice for network in networks if network.source and network.source.notice))
+
+
+def _duration(seconds: float) -> str:
+    """A time for people.
+
+    >>> _duration(93), _duration(1200), _duration(30000)
+    ('93 s', '20 min', '8.3 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _one(networks: Networks, job: Job, settings: FileSettings, progress: Progress, teller: _Teller) -> Outcome:
     task = progress.add_task(job.source.name, total=None)
+
+    def on_progress(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total)
+        teller.progress(done, total)
+
     try:
         return segment_file(
-            network, job, settings, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
+            networks[0],
+            job,
+            settings,
+            ensemble=networks[1:],
+            on_start=teller.begin,
+            on_progress=on_progress,
         )
     finally:
         progress.remove_task(task)
 
 
-def _report(outcome: Outcome, talk: Console, as_json: bool) -> None:
+def _report(outcome: Outcome, talk: Console, as_json: bool, told: Sequence[str]) -> None:
     if as_json:
         facts = {
             "input": str(outcome.input),
@@ -236,15 +319,19 @@ def _report(outcome: Outcome, talk: Console, as_json: bool) -> None:
             "way": outcome.way,
             "structures": [figures.to_dict() for figures in outcome.figures],
             "notes": outcome.notes,
+            "uncertainty": asdict(outcome.uncertainty) if outcome.uncertainty is not None else None,
             "research_use": RESEARCH_USE,
         }
         results().out(json.dumps(facts, ensure_ascii=False))
         return
     talk.print(f"{outcome.outputs[0]}  {outcome.seconds:.1f} s")
-    found = [f"{row.name} {ml_text(row.ml)} ml" if row.voxels else f"{row.name} not found" for row in outcome.figures]
+    found = [f"{row.name} {row.amount}" for row in outcome.figures]
     talk.print(f"  {', '.join(found)}")
+    if outcome.uncertainty is not None:
+        talk.print(f"  {outcome.uncertainty.describe()}")
     for note in outcome.notes:
-        talk.print(f"  note: {note}", style="yellow")
+        if note not in told:
+            talk.print(f"  note: {note}", style="yellow")
 
 
 def _report_skipped(job: Job, settings: FileSettings, talk: Console, as_json: bool) -> None:

@@ -10,12 +10,18 @@ import typer
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe such as hippocampus, or a YAML file.")],
-    data: Annotated[Path, typer.Option(help="Folder with dataset.json (its splits), imagesTr and labelsTr.")],
+    data: Annotated[Path, typer.Option(help="Folder with dataset.json (its splits), imagesTr and labelsTr, or images, labels.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for log, checkpoints, weights and record.")],
+    start_from: Annotated[
+        str | None, typer.Option(help="Weights to begin with, a file or a model's name; those of `medical pretrain` too.")
+    ] = None,
+    cases: Annotated[
+        str | None, typer.Option(help="Train on this share (0.1) or number (18) of the cases alone, chosen by the recipe's seed.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Other number of steps than the recipe's.")] = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes, one device each.")] = 1,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and nothing told of the data.")] = False,
 ) -> None:
     """Train a segmentation network by a recipe; a stopped training goes on from its last checkpoint in the output folder.
 
@@ -28,6 +34,10 @@ def train(
     from medical.training import load_recipe, run, write_result
 
     chosen = load_recipe(recipe)
+    if start_from is not None:
+        chosen = chosen.model_copy(update={"start_from": start_from})
+    if cases is not None:
+        chosen = chosen.model_copy(update={"data": chosen.data.model_copy(update={"cases": _amount(cases)})})
     if steps is not None:
         chosen = chosen.model_copy(update={"training": chosen.training.model_copy(update={"steps": steps})})
     columns = (*Progress.get_default_columns()[:2], TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
@@ -38,8 +48,23 @@ def train(
             text = f"step {done}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if k in ("loss", "lr", "dice"))
             progress.update(task, completed=done, total=total, figures=text)
 
-        network, facts = run(chosen, data, output, devices=devices, accelerator=accelerator, on_progress=show)
+        def tell(line: str) -> None:
+            if not quiet:
+                progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        network, facts = run(chosen, data, output, devices=devices, accelerator=accelerator, on_start=tell, on_progress=show)
     for warning in facts["warnings"]:
         typer.echo(f"Warning: {warning}", err=True)
     for path in write_result(network, facts, output, chosen.name):
         typer.echo(str(path))
+
+
+def _amount(text: str) -> float | int:
+    """A share such as 0.1, or a whole number."""
+    try:
+        amount = int(text) if text.isdigit() else float(text)
+    except ValueError:
+        amount = 0
+    if not amount > 0 or (isinstance(amount, float) and amount > 1):
+        raise typer.BadParameter(f"{text} is neither a share from 0 to 1 nor a whole number.", param_hint="--cases")
+    return amount

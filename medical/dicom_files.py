@@ -104,6 +104,8 @@ def find_files(path: Path) -> list[DicomFile]:
         found = list(_candidates(path))
     except OSError as error:
         raise InputError(f"{path.name} could not be read: {error.strerror}.", hint="Check its permissions.") from error
+    if not found and path.suffix.lower() == ".zip" and path.is_file() and not zipfile.is_zipfile(path):
+        raise InputError(f"{path.name} is a damaged zip.", hint="Copy or pack it again.")
     if not found:
         raise InputError(f"{path.name} holds no DICOM file.", hint="Check the path, or export the series again.")
     return found

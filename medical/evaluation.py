@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from data_specs import SegmentationSpec, find_volumes
-from data_specs.volume_files import volume_stem, volumes_in
+from data_specs.volume_files import VOLUME_SUFFIXES, volume_stem
 from hybrid.errors import HybridError, InputError
+from medical.boundaries import boundary_figures
 from medical.geometry import Grid
-from medical.label_maps import read_label_map
+from medical.label_pictures import label_maps_in, read_any_label_map
 from medical.metrics import Conventions, Scores, score, score_labels
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 Labels = NDArray[np.integer]
 Progress = Callable[[int, int], None]
 Metric = Literal["dice", "hd95", "nsd"]
+Result = TypeVar("Result")
 METRICS: tuple[Metric, ...] = ("dice", "hd95", "nsd")
 
 
@@ -57,11 +59,12 @@ class EvaluationCase:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A label map to be scored, (i, j, k) on its grid, and what a reader should know of it."""
+    """A label map to be scored, (i, j, k) on its grid, what a reader should know of it, and (outputs, i, j, k) probabilities."""
 
     labels: Labels
     grid: Grid
     notes: tuple[str, ...] = ()
+    probabilities: NDArray[np.float32] | None = None
 
 
 Predict = Callable[[EvaluationCase], Prediction]
@@ -97,10 +100,11 @@ class CaseResult:
     Attributes:
         name: The case.
         scores: By target.
-        spacing: Of the reference, in mm.
+        spacing: Of the reference, in mm; pictures have none.
         seconds: Reading and segmenting.
         notes: What a reader should know.
         error: Why there are no scores.
+        boundaries: Of pictures: measures of `medical.boundaries`, by name.
     """
 
     name: str
@@ -109,6 +113,7 @@ class CaseResult:
     seconds: float | None = None
     notes: tuple[str, ...] = ()
     error: str | None = None
+    boundaries: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,21 +170,23 @@ class Evaluation:
 class Folder:
     """Label maps that lie in a folder, found by the name of the case, of the reference or of the scan."""
 
+    holds = "label map"
+
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder.", hint="Name the folder of the label maps to be scored.")
         self.folder = folder
-        self.files = _by_name(folder)
+        self.files = label_maps_in(folder)
 
     def find(self, case: EvaluationCase) -> Path | None:
-        names = [case.name, volume_stem(case.reference), *(volume_stem(image) for image in case.images)]
-        return next((self.files[name] for name in names if name in self.files), None)
+        return next((self.files[name] for name in file_names(case) if name in self.files), None)
 
     def __call__(self, case: EvaluationCase) -> Prediction:
         path = self.find(case)
         if path is None:
-            raise InputError(f"There is no prediction {case.name}.nii.gz in {self.folder.name}.", hint="Segment that scan too.")
-        found = read_label_map(path)
+            ending = case.reference.suffix if of_picture(case) else ".nii.gz"
+            raise InputError(f"There is no prediction {case.name}{ending} in {self.folder.name}.", hint="Segment that scan too.")
+        found = read_any_label_map(path)
         return Prediction(found.labels, found.grid, tuple(f"Prediction: {warning}" for warning in found.warnings))
 
 
@@ -191,16 +198,21 @@ def plan_folders(predictions: Folder, references: Path, conventions: Conventions
     """
     if not references.is_dir():
         raise InputError(f"{references} is not a folder.", hint="Name the folder of the reference label maps.")
-    cases = tuple(EvaluationCase(name, path) for name, path in _by_name(references).items())
+    cases = tuple(EvaluationCase(name, path) for name, path in label_maps_in(references).items())
     if not cases:
-        raise InputError(f"{references} holds no .nii.gz or .nii files.", hint="Name the folder of the reference label maps.")
-    if not any(predictions.find(case) for case in cases):
         raise InputError(
-            f"No label map in {predictions.folder} has the name of one in {references}, such as {cases[0].reference.name}.",
+            f"{references} holds no .nii.gz or .nii files, and no pictures.", hint="Name the folder of the reference label maps."
+        )
+    first = next((path for case in cases if (path := predictions.find(case)) is not None), None)
+    if first is None:
+        raise InputError(
+            f"No {predictions.holds} in {predictions.folder} has the name of one in {references}, "
+            f"such as {cases[0].reference.name}.",
             hint="Give predictions the names of their references.",
         )
     title = f"{predictions.folder.resolve().name} against {references.resolve().name}"
-    return EvaluationPlan(title, cases, (), conventions, _names(cases))
+    conventions = replace(conventions, unit="px" if of_picture(cases[0]) else "mm")
+    return EvaluationPlan(title, cases, (), conventions, _names([cases[0].reference, first]))
 
 
 def plan_data_set(
@@ -244,47 +256,68 @@ def run_evaluation(
         on_progress: Called as (cases done, cases in all).
     """
     start = time.perf_counter()
-    results = []
-    for done, case in enumerate(plan.cases, 1):
-        try:
-            results.append(_evaluate(plan, case, predict))
-        except HybridError as error:
-            log.info("%s failed: %s", case.name, error)
-            results.append(CaseResult(case.name, error=str(error)))
-        if on_progress is not None:
-            on_progress(done, len(plan.cases))
+    results = each_case(
+        plan.cases, lambda case: _evaluate(plan, case, predict), lambda name, error: CaseResult(name, error=error), on_progress
+    )
     targets = plan.targets or tuple(sorted({target for result in results for target in result.scores}, key=lambda t: t.values))
     filled = tuple(_filled(result, targets, plan.conventions) for result in results)
     return Evaluation(plan, targets, filled, made, time.perf_counter() - start)
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in volumes_in(folder):
-        if files.setdefault(volume_stem(path), path) != path:
-            raise InputError(f"{folder} holds {volume_stem(path)} as .nii and as .nii.gz.", hint="Keep one of them.")
-    return files
+def each_case(
+    cases: Sequence[EvaluationCase],
+    evaluate: Callable[[EvaluationCase], Result],
+    failed: Callable[[str, str], Result],
+    on_progress: Progress | None,
+) -> list[Result]:
+    """Results of cases in order; of one that fails for a reason of the project's own errors, `failed` of name and error."""
+    results = []
+    for done, case in enumerate(cases, 1):
+        try:
+            results.append(evaluate(case))
+        except HybridError as error:
+            log.info("%s failed: %s", case.name, error)
+            results.append(failed(case.name, str(error)))
+        if on_progress is not None:
+            on_progress(done, len(cases))
+    return results
+
+
+def file_names(case: EvaluationCase) -> list[str]:
+    """What a file of a case may be called, without its ending."""
+    return [case.name, volume_stem(case.reference), *(volume_stem(image) for image in case.images)]
+
+
+def of_picture(case: EvaluationCase) -> bool:
+    """Whether the case is a picture, by the name of its reference."""
+    return not case.reference.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def _evaluate(plan: EvaluationPlan, case: EvaluationCase, predict: Predict) -> CaseResult:
-    found = read_label_map(case.reference)
+    found = read_any_label_map(case.reference, plan.spec.label_values if plan.spec is not None else None)
     grid = found.grid
-    reference, notes = _without_strays(found.labels, plan.spec)
+    reference, notes = without_strays(found.labels, plan.spec)
     start = time.perf_counter()
     prediction = predict(case)
     seconds = time.perf_counter() - start
-    _check_grid(prediction.grid, grid)
+    check_grid(prediction.grid, grid)
     told = tuple(f"Reference: {warning}" for warning in found.warnings)
     notes = (*notes, *told, *prediction.notes, *_unknown(prediction.labels, plan))
     targets = plan.targets or tuple(
         Target(plan.names.get(value, f"label {value}"), (value,))
         for value in sorted({*_values(prediction.labels), *_values(reference)})
     )
-    scores = score_labels(prediction.labels, reference, grid.spacing, [target.values for target in targets], plan.conventions)
-    return CaseResult(case.name, dict(zip(targets, scores, strict=True)), grid.spacing, seconds, notes)
+    values = [target.values for target in targets]
+    if not of_picture(case):
+        scores = score_labels(prediction.labels, reference, grid.spacing, values, plan.conventions)
+        return CaseResult(case.name, dict(zip(targets, scores, strict=True)), grid.spacing, seconds, notes)
+    ours, theirs = prediction.labels[..., 0], reference[..., 0]
+    scores = score_labels(ours, theirs, (1.0, 1.0), values, plan.conventions)
+    boundaries = boundary_figures(ours, theirs, {target.name: target.values for target in targets}, plan.conventions)
+    return CaseResult(case.name, dict(zip(targets, scores, strict=True)), (), seconds, notes, boundaries=boundaries)
 
 
-def _without_strays(labels: Labels, spec: SegmentationSpec | None) -> tuple[Labels, tuple[str, ...]]:
+def without_strays(labels: Labels, spec: SegmentationSpec | None) -> tuple[Labels, tuple[str, ...]]:
     """A reference without values that are no structure, as the data set's description says, and what was done."""
     if spec is None or spec.stray_labels == "ignore":
         return labels, ()
@@ -312,7 +345,12 @@ def _unknown(prediction: Labels, plan: EvaluationPlan) -> tuple[str, ...]:
     return (f"The prediction holds the values {_listed(unknown)}, which are no structure and not scored.",) if unknown else ()
 
 
-def _check_grid(prediction: Grid, reference: Grid) -> None:
+def check_grid(prediction: Grid, reference: Grid) -> None:
+    """Refuse to compare what lies at different places.
+
+    Raises:
+        InputError: The grids differ.
+    """
     if prediction.matches(reference):
         return
     sides = [" x ".join(map(str, grid.shape)) for grid in (prediction, reference)]
@@ -328,14 +366,19 @@ def _values(labels: Labels) -> list[int]:
     return [value for value, box in enumerate(find_objects(labels), 1) if box is not None]
 
 
-def _names(cases: Sequence[EvaluationCase]) -> dict[int, str]:
-    """Names of values as the first reference states them; a damaged one is reported when it is scored."""
-    try:
-        structures = read_label_map(cases[0].reference).structures
-    except HybridError:
-        return {}
-    names = [structure.name for structure in structures]
-    return {each.value: each.name if names.count(each.name) == 1 else f"{each.name} ({each.value})" for each in structures}
+def _names(label_maps: Iterable[Path]) -> dict[int, str]:
+    """Names of values, each from the first label map that states one; a damaged one is reported when it is scored."""
+    known: dict[int, str] = {}
+    for path in label_maps:
+        try:
+            structures = read_any_label_map(path).structures
+        except HybridError:
+            continue
+        for each in structures:
+            if each.name != f"label {each.value}":
+                known.setdefault(each.value, each.name)
+    names = list(known.values())
+    return {value: name if names.count(name) == 1 else f"{name} ({value})" for value, name in known.items()}
 
 
 def _filled(result: CaseResult, targets: Sequence[Target], conventions: Conventions) -> CaseResult:

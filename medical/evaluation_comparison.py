@@ -35,7 +35,7 @@ class Comparison:
     def title(self) -> str:
         return f"Against {self.name}"
 
-    header = ("structure", "cases", "Dice", "p", "HD95 (mm)", "p", "NSD", "p")
+    header = ("structure", "cases", "Dice", "p", "HD95", "p", "NSD", "p")
 
     def table_rows(self) -> list[tuple[str, ...]]:
         """One row of text for each structure: the mean difference (this less the earlier one) and p of each metric."""
@@ -68,7 +68,10 @@ def read_scores(path: Path) -> EarlierScores:
         with path.open(encoding="utf-8", newline="") as stream:
             rows = [row for row in csv.DictReader(stream) if not row["error"]]
         known = {
-            (row["case"], row["structure"]): {metric: float(row[column] or "nan") for metric, column in _COLUMNS.items()}
+            (row["case"], row["structure"]): {
+                metric: float(row["hd95_px" if column == "hd95_mm" and "hd95_px" in row else column] or "nan")
+                for metric, column in _COLUMNS.items()
+            }
             for row in rows
         }
     except (OSError, UnicodeDecodeError, KeyError, ValueError, csv.Error) as error:

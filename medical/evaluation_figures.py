@@ -37,7 +37,8 @@ def score_plot(evaluation: Evaluation) -> bytes | None:
         raise ResourceError("The figure of a report needs matplotlib.", hint="Install it: pip install matplotlib") from error
     names = [textwrap.fill(target.name, 22) for target in evaluation.targets]
     figure = Figure(figsize=(10.5, 1.4 + 0.52 * max(2, len(names))), dpi=130, layout="constrained")
-    labels = {"dice": "Dice", "hd95": "HD95 (mm)", "nsd": f"NSD ({evaluation.plan.conventions.tolerance:g} mm)"}
+    chosen = evaluation.plan.conventions
+    labels = {"dice": "Dice", "hd95": f"HD95 ({chosen.unit})", "nsd": f"NSD ({chosen.tolerance:g} {chosen.unit})"}
     panels = figure.subplots(1, len(METRICS), sharey=True)
     for axes, metric in zip(panels, METRICS, strict=True):
         _panel(axes, evaluation.table(metric))

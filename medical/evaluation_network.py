@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from data_specs import SegmentationSpec
 from hybrid.errors import RequestError
 from medical.evaluation import EvaluationCase, Made, Prediction
+from medical.inputs import read_scan
+from medical.label_pictures import pixel_grid
 from medical.models.base import SegmentationNetwork
+from medical.pictures import of_picture
 from medical.protocol import Protocol
 from medical.segmentation import SegmentSettings, protocol_of, segment
 from medical.sliding import device_of
-from medical.volumes import read_volume, stack
 
 
 class Network:
@@ -34,10 +36,10 @@ class Network:
         self.protocol = protocol_of(network, protocol)
 
     def __call__(self, case: EvaluationCase) -> Prediction:
-        channels = len(self.protocol.channels) if len(case.images) == 1 else 1
-        volume = stack([read_volume(image, channels=channels) for image in case.images])
+        volume = read_scan(case.images, channels=len(self.protocol.channels))
         result = segment(volume, self.network, self.settings, protocol=self.protocol)
-        return Prediction(result.labels, volume.grid, result.notes)
+        grid = pixel_grid(result.labels) if of_picture(volume) else volume.grid
+        return Prediction(result.labels, grid, result.notes, result.probabilities)
 
     def made(self, spec: SegmentationSpec | None = None) -> Made:
         """What a report must say of the model and of how it is run; with a data set, where names differ from its own."""

@@ -19,8 +19,14 @@ import scipy
 from hybrid.console import folder_of
 from hybrid.memory import peak_bytes
 from hybrid.records import timestamp, versions, without_folders, write_bytes
+from medical import calibration
 from medical.aggregation import RESAMPLES, SEED, Summary, summarise
-from medical.evaluation import METRICS, CaseResult, Evaluation, Metric, Target
+from medical.boundary_report import BOUNDARIES, boundary_csv, boundary_facts, boundary_facts_json, boundary_rows
+from medical.boundary_report import HEADER as BOUNDARY_HEADER
+from medical.boundary_report import TITLE as BOUNDARY_TITLE
+from medical.calibration import Reliability
+from medical.calibration_plot import reliability_plot
+from medical.evaluation import METRICS, CaseResult, Evaluation, Made, Metric, Target
 from medical.evaluation_comparison import Comparison
 from medical.evaluation_figures import score_plot
 from medical.metrics import Conventions
@@ -28,16 +34,20 @@ from medical.notice import RESEARCH_USE
 from medical.staging import staged
 
 REPORT, FACTS, SCORES, PLOT = "report.md", "report.json", "scores.csv", "scores.png"
+RELIABILITY, CALIBRATION = "reliability.png", "calibration.csv"
 CSV_HEADER = (
     "case", "structure", "dice", "hd95_mm", "nsd", "reference_voxels", "predicted_voxels", "spacing_mm", "seconds", "error",
 )  # fmt: skip
 MEAN = "mean"
 
 
-def write_report(evaluation: Evaluation, output: Path, *, comparison: Comparison | None = None) -> tuple[Path, ...]:
+def write_report(
+    evaluation: Evaluation, output: Path, *, comparison: Comparison | None = None, reliability: Sequence[Reliability] = ()
+) -> tuple[Path, ...]:
     """Write ``report.md``, ``report.json``, ``scores.csv`` and ``scores.png``; return their paths, report first.
 
-    The figure is left out where there is nothing to draw.
+    The figure is left out where there is nothing to draw; ``boundaries.csv`` is added for pictures,
+    ``reliability.png`` and ``calibration.csv`` where there is something to say of probabilities.
 
     Raises:
         OutputError: The folder does not take a file.
@@ -46,14 +56,21 @@ def write_report(evaluation: Evaluation, output: Path, *, comparison: Comparison
     picture = score_plot(evaluation)
     link = f"\n![Scores of each case]({PLOT})\n" if picture is not None else ""
     files = {
-        REPORT: (to_markdown(evaluation, comparison) + link).encode(),
-        FACTS: (json.dumps(to_dict(evaluation, comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        REPORT: (to_markdown(evaluation, comparison) + link + _calibration_section(reliability)).encode(),
+        FACTS: (
+            json.dumps(to_dict(evaluation, comparison, reliability), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        ).encode(),
         SCORES: to_csv(evaluation).encode(),
     }
     if picture is not None:
         files[PLOT] = picture
+    if (boundaries := boundary_csv(evaluation)) is not None:
+        files[BOUNDARIES] = boundaries.encode()
+    if reliability:
+        title = f"{evaluation.plan.title}, {len(reliability[0].scans.counts)} scans"
+        files |= {RELIABILITY: reliability_plot(reliability, title), CALIBRATION: calibration.to_csv(reliability).encode()}
     paths = tuple(output / name for name in files)
-    orphans = [] if PLOT in files else [output / PLOT]
+    orphans = [output / name for name in (PLOT, BOUNDARIES, RELIABILITY, CALIBRATION) if name not in files]
     with folder_of(paths[0]), staged(paths, overwrite=True, orphans=orphans) as folder:
         for name, content in files.items():
             write_bytes(folder / name, content)
@@ -73,7 +90,8 @@ def summaries(evaluation: Evaluation) -> dict[str, dict[Metric, Summary]]:
 
 def header(conventions: Conventions) -> tuple[str, ...]:
     """Columns of `table_rows`."""
-    return ("structure", "cases", "Dice", "HD95 (mm)", f"NSD ({conventions.tolerance:g} mm)", "left out")
+    unit = conventions.unit
+    return ("structure", "cases", "Dice", f"HD95 ({unit})", f"NSD ({conventions.tolerance:g} {unit})", "left out")
 
 
 def table_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
@@ -86,13 +104,15 @@ def table_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
 
 def to_markdown(evaluation: Evaluation, comparison: Comparison | None = None) -> str:
     """Table, conventions, published numbers, failures and notes."""
-    lines = [f"# {evaluation.plan.title}", "", *_markdown_table(header(evaluation.plan.conventions), table_rows(evaluation)), ""]
+    lines = [f"# {evaluation.plan.title}", "", *markdown_table(header(evaluation.plan.conventions), table_rows(evaluation)), ""]
     lines += [f"- {fact}" for fact in protocol_facts(evaluation)]
+    if measured := boundary_rows(evaluation):
+        lines += ["", f"## {BOUNDARY_TITLE}", "", *markdown_table(BOUNDARY_HEADER, measured)]
     if comparison is not None:
-        lines += ["", f"## {comparison.title}", "", *_markdown_table(comparison.header, comparison.table_rows())]
+        lines += ["", f"## {comparison.title}", "", *markdown_table(comparison.header, comparison.table_rows())]
     if published := _published(evaluation):
         columns = ("method", "structure", "published Dice", "ours", "difference", "measured on", "source")
-        lines += ["", "## Published numbers", "", *_markdown_table(columns, published)]
+        lines += ["", "## Published numbers", "", *markdown_table(columns, published)]
     if evaluation.failures:
         lines += ["", "## Failed cases", "", *(f"- {result.name}: {_error(result)}" for result in evaluation.failures)]
     noted = [f"- {result.name}: {without_folders(note)}" for result in evaluation.scored for note in result.notes]
@@ -105,7 +125,7 @@ def to_csv(evaluation: Evaluation) -> str:
     """One line for each case and target; a failed case has one line. Scores that are left out are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
+    writer.writerow(column.replace("hd95_mm", f"hd95_{evaluation.plan.conventions.unit}") for column in CSV_HEADER)
     for result in evaluation.results:
         if result.error is not None:
             writer.writerow((result.name, *[""] * (len(CSV_HEADER) - 2), _error(result)))
@@ -120,7 +140,9 @@ def to_csv(evaluation: Evaluation) -> str:
     return text.getvalue()
 
 
-def to_dict(evaluation: Evaluation, comparison: Comparison | None = None) -> dict[str, Any]:
+def to_dict(
+    evaluation: Evaluation, comparison: Comparison | None = None, reliability: Sequence[Reliability] = ()
+) -> dict[str, Any]:
     """Everything as plain JSON types; a number that cannot be had is null."""
     plan, rows = evaluation.plan, summaries(evaluation)
     return {
@@ -134,18 +156,28 @@ def to_dict(evaluation: Evaluation, comparison: Comparison | None = None) -> dic
         "split": plan.split,
         "split_source": _split_source(evaluation),
         "cases": [case.name for case in plan.cases],
-        "conventions": asdict(plan.conventions) | {"hd95_unit": "mm", "aggregation": "cases, then structures"},
+        "conventions": asdict(plan.conventions) | {"hd95_unit": plan.conventions.unit, "aggregation": "cases, then structures"},
         "bootstrap": {"resamples": RESAMPLES, "seed": SEED, "over": "cases", "interval": 0.95},
         "model": None if evaluation.made is None else evaluation.made.model,
         "inference": None if evaluation.made is None else evaluation.made.inference,
         "notes": [] if evaluation.made is None else list(evaluation.made.notes),
         "failures": len(evaluation.failures),
-        "means": {name: {metric: _plain(asdict(row[metric])) for metric in METRICS} for name, row in rows.items()},
+        "means": {name: {metric: plain(asdict(row[metric])) for metric in METRICS} for name, row in rows.items()},
+        "boundaries": plain(boundary_facts_json(evaluation)),
+        "calibration": {each.name: plain(each.to_dict()) for each in reliability},
         "empty": {target.name: _emptiness(evaluation, target) for target in evaluation.targets},
-        "comparison": None if comparison is None else _plain(comparison.to_dict()),
+        "comparison": None if comparison is None else plain(comparison.to_dict()),
         "published": [] if plan.spec is None else [row.model_dump() for row in plan.spec.published],
         "results": [_result_dict(result) for result in evaluation.results],
     }
+
+
+def _calibration_section(reliability: Sequence[Reliability]) -> str:
+    if not reliability:
+        return ""
+    facts = [f"- {fact}" for fact in calibration.facts_of(reliability[0].bins)]
+    table = markdown_table(calibration.HEADER, calibration.table_rows(reliability))
+    return "\n".join(["", "## Calibration", "", *table, "", *facts, "", f"![Reliability]({RELIABILITY})", ""])
 
 
 def protocol_facts(evaluation: Evaluation) -> list[str]:
@@ -162,21 +194,30 @@ def protocol_facts(evaluation: Evaluation) -> list[str]:
         "Means over the cases for each structure, then over the structures; in brackets the 95 % bootstrap interval over the "
         f"cases ({RESAMPLES} resamples, seed {SEED}).",
         f"Empty masks: convention {chosen.empty}.",
-        f"HD95: {hausdorff}, in mm.",
-        f"NSD: surface Dice at {chosen.tolerance:g} mm by {surface}.",
+        f"HD95: {hausdorff}, in {chosen.unit}.",
+        f"NSD: surface Dice at {chosen.tolerance:g} {chosen.unit} by {surface}.",
+        *boundary_facts(evaluation),
     ]
     if (source := _split_source(evaluation)) is not None:
         facts.append(f"Split {plan.split}: {source}.")
-    if evaluation.made is not None:
-        model, inference = evaluation.made.model, evaluation.made.inference
-        facts.append(f"Model: {model['name']}, {_listed(model, 'weights', 'sha256')}; {_listed(model['options'])}.")
-        facts.append(f"Inference: {_listed(inference)}.")
-        facts += evaluation.made.notes
+    facts += made_facts(evaluation.made)
     for target in evaluation.targets:
         counts = _emptiness(evaluation, target)
         if counts["missed"] or counts["false_alarms"]:
             facts.append(f"{target.name}: {counts['missed']} missed, {counts['false_alarms']} false alarms.")
     return facts
+
+
+def made_facts(made: Made | None) -> list[str]:
+    """How what is scored was made, one sentence each."""
+    if made is None:
+        return []
+    model = made.model
+    return [
+        f"Model: {model['name']}, {_listed(model, 'weights', 'sha256')}; {_listed(model['options'])}.",
+        f"Inference: {_listed(made.inference)}.",
+        *made.notes,
+    ]
 
 
 def _listed(facts: Mapping[str, Any], *keys: str) -> str:
@@ -240,7 +281,7 @@ def _result_dict(result: CaseResult) -> dict[str, Any]:
         "case": result.name,
         "spacing_mm": [round(each, 6) for each in result.spacing],
         "seconds": None if result.seconds is None else round(result.seconds, 4),
-        "scores": {target.name: _plain(asdict(score)) for target, score in result.scores.items()},
+        "scores": {target.name: plain(asdict(score)) for target, score in result.scores.items()},
         "notes": [without_folders(note) for note in result.notes],
         "error": _error(result),
     }
@@ -250,16 +291,17 @@ def _error(result: CaseResult) -> str | None:
     return None if result.error is None else without_folders(result.error)
 
 
-def _plain(values: Any) -> Any:
+def plain(values: Any) -> Any:
     """JSON has no NaN: null in its place."""
     if isinstance(values, dict):
-        return {key: _plain(value) for key, value in values.items()}
+        return {key: plain(value) for key, value in values.items()}
     if isinstance(values, list):
-        return [_plain(value) for value in values]
+        return [plain(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (columns, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     return [lines[0], "|" + " --- |" * len(columns), *lines[1:]]

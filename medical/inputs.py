@@ -1,22 +1,26 @@
-"""From what a user names (files, folders of scans, DICOM folders) to scans and the label maps to write."""
+"""From what a user names (files, folders of scans or pictures, DICOM folders) to scans and the label maps to write."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hybrid.errors import InputError, RequestError
 from medical.label_maps import names_path
-from medical.volumes import Volume, is_nifti, read_volume, stack, stem
+from medical.pictures import is_picture, read_picture_file
+from medical.volumes import PICTURE_ENDINGS, Volume, is_nifti, read_volume, stack, stem
 
 TAG = "_seg"
 """Put behind the name of a label map that lies beside its scan."""
-ENDINGS = (".nii.gz", ".nii", ".dcm")
-"""Of files that a label map can be written to: NIfTI, or DICOM SEG alone."""
+ENDINGS = (".nii.gz", ".nii", ".dcm", ".png")
+"""Of files that a label map can be written to: NIfTI, or DICOM SEG alone; PNG for pictures."""
 _OTHER_FILES = (".gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".zip", ".tif", ".tiff", ".npy")
 """And of files that it cannot, though people may try; without them a folder of that name would be made."""
+_BESIDE_LABELS = re.compile(r"_(probabilities|entropy|mutual_information|disagreement)\.nii")
+_BESIDE_PICTURES = ("_overlay.png", "_probabilities.tif")
 _NO_SCANS = (".json", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".md", ".png", ".jpg", ".html", ".pdf", ".xml", ".py")
 
 
@@ -52,14 +56,15 @@ def plan_jobs(
     evaluate` expects it. A folder with DICOM files in it, or with one such sub-folder alone, is a scan. Any other folder is
     searched: every NIfTI file, DICOM zip and folder with DICOM files in it is a scan, and sub-folders are mirrored into
     `output`, or into a folder beside it named FOLDER_seg. What lies in an `output` inside the folder is no scan, nor are
-    label maps of this package, nor what is hidden.
+    label maps of this package, nor what is hidden. The pictures of a folder count where it holds no volume: beside volumes
+    they are previews.
 
     Args:
         inputs: Files or folders.
         output: File or folder, or None.
         stacked: The inputs are the channels of one scan.
         studies: Folders are DICOM studies of several series, of which one was chosen, and none is searched for scans.
-        ending: Of the label maps, unless `output` is a file.
+        ending: Of the label maps, unless `output` is a file; those of pictures end in .png.
 
     Raises:
         InputError: An input is missing, or a folder holds no scan.
@@ -74,7 +79,10 @@ def plan_jobs(
         for path in sources:
             _check_there(path)
     if output is not None and _is_other_file(output):
-        raise RequestError(f"{output} is no name for a label map.", hint="Name a file .nii.gz, .nii or .dcm, or give a folder.")
+        raise RequestError(
+            f"{output} is no name for a label map.",
+            hint="Name a file .nii.gz, .nii or .dcm, or .png for pictures, or give a folder.",
+        )
     several = len(found) > 1 or any(root is not None for _, root in found)
     if several and output is not None and output.name.lower().endswith(ENDINGS) and not output.is_dir():
         raise RequestError(f"{output} names a file, but there are {len(found)} scans.", hint="Give --output a folder.")
@@ -84,7 +92,7 @@ def plan_jobs(
 
 
 def read_scan(sources: Sequence[Path], *, channels: int = 1, volume: int | None = None, series: str | None = None) -> Volume:
-    """Read a scan, NIfTI or DICOM by what the files are.
+    """Read a scan, NIfTI, DICOM or a picture by what the files are.
 
     Args:
         sources: A file, a DICOM folder or a zip; or a file for each channel.
@@ -99,6 +107,10 @@ def read_scan(sources: Sequence[Path], *, channels: int = 1, volume: int | None 
     if len(sources) > 1:
         return stack([read_scan([source], volume=volume, series=series) for source in sources])
     (source,) = sources
+    if is_picture(source):
+        if volume is not None or series is not None:
+            raise RequestError(f"{source.name} is a picture.", hint="Leave --volume and --series out.")
+        return read_picture_file(source, channels=channels)
     if is_nifti(source) and not source.is_dir():
         if series is not None:
             raise RequestError(f"{source.name} is NIfTI and has no series.", hint="Leave --series out.")
@@ -107,7 +119,8 @@ def read_scan(sources: Sequence[Path], *, channels: int = 1, volume: int | None 
 
     if source.suffix.lower() != ".zip" and not is_dicom(source):
         raise InputError(
-            f"{source.name} is neither NIfTI nor DICOM.", hint="Give a .nii.gz file, a DICOM file, or a folder or zip of such."
+            f"{source.name} is neither NIfTI nor DICOM, nor a picture.",
+            hint="Give a .nii.gz file, a DICOM file, a folder or zip of such, or a PNG, TIFF or JPEG file.",
         )
     if volume is not None:
         raise RequestError(f"--volume is for 4-D NIfTI, and {source.name} is DICOM.", hint="Choose a series with --series.")
@@ -125,12 +138,13 @@ def _expand(text: str, output: Path | None, studies: bool) -> Iterator[tuple[tup
     if not path.is_dir() or studies or _holds_dicom(path):
         yield (path,), None
         return
-    found = [scan for scan in _scans(path) if output is None or output.resolve() not in (scan.resolve(), *scan.resolve().parents)]
+    found = [scan for scan in _scans(path) or _pictures(path) if output is None or not _lies_in(scan, output)]
     if not found and output is not None and path.resolve() == output.resolve():
         raise RequestError(f"The output folder {output} is the input folder.", hint="Choose another --output.")
     if not found:
         raise InputError(
-            f"The folder {path} holds no scan: no NIfTI file, and no DICOM.", hint="Check the path; NIfTI and DICOM are read."
+            f"The folder {path} holds no scan: no NIfTI file, no DICOM, and no picture.",
+            hint="Check the path; NIfTI, DICOM and pictures are read.",
         )
     if len(found) == 1 and found[0].is_dir():  # the one series of a study
         yield (path,), None
@@ -138,8 +152,25 @@ def _expand(text: str, output: Path | None, studies: bool) -> Iterator[tuple[tup
         yield from (((scan,), path) for scan in found)
 
 
-def _scans(folder: Path) -> Iterator[Path]:
-    """Scans below a folder, in order of their names."""
+def _lies_in(scan: Path, folder: Path) -> bool:
+    return folder.resolve() in (scan.resolve(), *scan.resolve().parents)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Pictures below a folder, in order of their names, without what this package has made of others."""
+    found = [path for path in sorted(folder.rglob("*")) if path.name.lower().endswith(PICTURE_ENDINGS) and path.is_file()]
+    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    made = {path for path in shown if path.suffix.lower() == ".png" and names_path(path).is_file()}
+    overlays = {path.with_name(path.name[: -len(path.suffix)] + ending) for path in made for ending in _BESIDE_PICTURES}
+    return [path for path in shown if path not in made | overlays]
+
+
+def _scans(folder: Path) -> list[Path]:
+    """Scans below a folder but for pictures, in order of their names."""
+    return list(_volumes(folder))
+
+
+def _volumes(folder: Path) -> Iterator[Path]:
     from medical.dicom_files import is_other_zip
 
     for path in sorted(folder.iterdir()):
@@ -148,7 +179,7 @@ def _scans(folder: Path) -> Iterator[Path]:
         if path.is_dir():
             if _holds_dicom(path):
                 yield path
-            yield from (scan for scan in _scans(path))
+            yield from _volumes(path)
         elif is_nifti(path) and not _is_result(path):
             if not path.name.lower().endswith((".img", ".img.gz")):  # its .hdr stands for both
                 yield path
@@ -157,9 +188,8 @@ def _scans(folder: Path) -> Iterator[Path]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether it is a label map of this package, or probabilities beside one: no scan to segment in its turn."""
-    label_map = path.with_name(path.name.replace("_probabilities.nii", ".nii"))
-    return names_path(label_map).is_file()
+    """Whether it is a label map of this package, or a map beside one: no scan to segment in its turn."""
+    return names_path(path.with_name(_BESIDE_LABELS.sub(".nii", path.name))).is_file()
 
 
 def _holds_dicom(folder: Path) -> bool:
@@ -177,6 +207,7 @@ def _is_other_file(output: Path) -> bool:
 
 def _target(source: Path, root: Path | None, output: Path | None, several: bool, ending: str) -> Path:
     name = stem(source if source.name else source.resolve())
+    ending = ".png" if is_picture(source) else ending
     if root is not None:
         base = output if output is not None else root.resolve().with_name(root.resolve().name + TAG)
         return base / source.relative_to(root).parent / (name + ending)

@@ -79,7 +79,7 @@ def write_labels(path: str | Path, labels: np.ndarray, volume: Volume, structure
     if low < 0 or high > 65535:
         raise OutputError(f"Labels from {low} to {high} do not fit the range 0 to 65535.")
     stored = labels.astype(np.uint8 if high < 256 else np.uint16, copy=False)
-    names = _names_to_json(structures)
+    names = names_to_json(structures)
     header = _header(volume, stored.dtype)
     header.set_intent("label", allow_unknown=True)
     header.extensions.append(Nifti1Extension("comment", json.dumps(names, ensure_ascii=False).encode()))
@@ -93,13 +93,13 @@ def write_labels(path: str | Path, labels: np.ndarray, volume: Volume, structure
 
 
 def write_probabilities(path: str | Path, array: np.ndarray, volume: Volume) -> Path:
-    """Write a probability map for each class, whole or not at all: a 4-D file, classes last.
+    """Write a probability map for each class, whole or not at all: a 4-D file, classes last; or one map, a 3-D file.
 
     Stored as uint16 with the slope 1/65535, which readers apply by themselves.
 
     Args:
         path: .nii or .nii.gz.
-        array: (C, i, j, k) from 0 to 1, in the order of the scan's axes.
+        array: (C, i, j, k) or (i, j, k) from 0 to 1, in the order of the scan's axes.
         volume: The scan.
 
     Returns:
@@ -111,22 +111,24 @@ def write_probabilities(path: str | Path, array: np.ndarray, volume: Volume) -> 
             or what was read back is not what was written.
     """
     path = _checked_path(path)
-    if array.ndim != 4 or array.shape[1:] != volume.grid.shape:
+    if array.ndim not in (3, 4) or array.shape[-3:] != volume.grid.shape:
         raise OutputError(f"Probabilities {array.shape} do not fit the scan {volume.grid.shape}.")
-    for channel in array:
+    channels = array if array.ndim == 4 else array[None]
+    for channel in channels:
         low, high = float(channel.min()), float(channel.max())
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # false for NaN too
             raise OutputError(f"Values from {low:g} to {high:g} are no probabilities.")
 
     def stored(number: int) -> np.ndarray:
-        scaled = array[number] * np.float32(65535)
+        scaled = channels[number] * np.float32(65535)
         return np.clip(np.rint(scaled, out=scaled), 0, 65535, out=scaled).astype(np.uint16)
 
     header = _header(volume, np.dtype(np.uint16))
-    header.set_data_shape((*volume.grid.shape, len(array)))
+    if array.ndim == 4:
+        header.set_data_shape((*volume.grid.shape, len(array)))
     header.set_slope_inter(PROBABILITY_STEP, 0)
     try:
-        _write(path, header, stored, len(array), volume.grid)
+        _write(path, header, stored, len(channels), volume.grid)
     except OSError as error:
         raise _not_written(path, error) from error
     return path
@@ -287,7 +289,8 @@ def _planes(shape: tuple[int, ...]) -> list[slice]:
     return [slice(first, first + rows) for first in range(0, shape[-1], rows)]
 
 
-def _names_to_json(structures: Sequence[Structure]) -> dict[str, object]:
+def names_to_json(structures: Sequence[Structure]) -> dict[str, object]:
+    """What `names_path` holds."""
     listed = [structure.model_dump(mode="json", exclude_none=True) for structure in structures]
     return {"notice": RESEARCH_USE, "background": 0, "structures": listed}
 
@@ -297,13 +300,13 @@ def _structures(path: Path, extensions: tuple[tuple[int, bytes], ...], labels: n
     texts = [content.decode("utf-8", "replace") for code, content in extensions if code in (_COMMENT, _XML)]
     if names_path(path).is_file():
         texts.append(names_path(path).read_text(encoding="utf-8", errors="replace"))
-    named = next((found for text in texts if (found := _names(text))), ())
+    named = next((found for text in texts if (found := names_of(text))), ())
     known = {structure.value for structure in named}
     others = [value for value in np.flatnonzero(_counts(labels)).tolist() if value not in known]
     return tuple(sorted((*named, *unnamed(others)), key=lambda structure: structure.value))
 
 
-def _names(text: str) -> tuple[Structure, ...]:
+def names_of(text: str) -> tuple[Structure, ...]:
     """Structures that a text lists, or none where it is about something else."""
     try:
         if text.lstrip().startswith("{"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -84,6 +85,8 @@ def build(found: Resolved, *, device: str = "auto", precision: str = "float32", 
     network.protocol = _protocol(found, checkpoint.metadata)
     if network.protocol is not None:
         _agree(found.path.name, network, network.protocol)
+    elif found.entry is None:
+        _take_published_protocol(network, found.path.name)
     return network
 
 
@@ -159,6 +162,25 @@ def saved_options(file_name: str, metadata: Mapping[str, str]) -> dict[str, Any]
         WeightsError: It says so in no form that can be read.
     """
     return _json(file_name, OPTIONS, metadata[OPTIONS]) if OPTIONS in metadata else {}
+
+
+def _take_published_protocol(network: SegmentationNetwork, file_name: str) -> None:
+    """Of a file that was given by its path and has a published one's name, what the catalogue says of that; and say so.
+
+    What was trained further under the same name has the same parameters; other classes or channels make others.
+    """
+    known, source = catalogue().whose_file(file_name), network.source
+    if known is None or source is None:
+        return
+    entry, file = known[0], known[0].files[known[1]]
+    count = sum(parameter.numel() for parameter in network.parameters())
+    same = file.sha256 in (None, source.sha256) and file.parameters in (None, count) and entry.family == network.card.family
+    if entry.protocol is None or not same:
+        return
+    protocol = entry_protocol(entry.name, entry.protocol)
+    if (len(protocol.channels), protocol.outputs) == (network.card.in_channels, network.card.out_channels):
+        told = f"By its name {file_name} is {entry.name}, and segments as the catalogue says of that; --protocol overrules it."
+        network.protocol, network.source = protocol, replace(source, notice=" ".join(filter(None, (told, entry.notice))))
 
 
 def _json(file_name: str, name: str, text: str) -> dict[str, Any]:

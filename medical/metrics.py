@@ -57,13 +57,19 @@ class Conventions:
         hausdorff: ``max``: the larger of the two directed 95th percentiles (MONAI). ``pooled``: the 95th percentile of
             the distances of both directions together (medpy, most papers).
         surface: Surface Dice by ``subvoxel`` areas, or by counting surface ``voxel``.
-        tolerance: Tolerance of surface Dice in mm.
+        tolerance: Tolerance of surface Dice in `unit`.
+        unit: Of distances: mm, or px of pictures, whose pixels are taken as squares of side 1.
+        boundary: Tolerance in px of the boundary F1 of pictures (`medical.boundaries`); None leaves it out.
+        partition: Whether the cells are scored into which the structures divide a picture, as membranes do.
     """
 
     empty: Empty = "nan"
     hausdorff: Hausdorff = "max"
     surface: Surface = "subvoxel"
     tolerance: float = 1.0
+    unit: Literal["mm", "px"] = "mm"
+    boundary: float | None = None
+    partition: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < np.inf:

@@ -185,9 +185,12 @@ def open_nifti(path: Path) -> NiftiFile:
 
 def _load(path: Path) -> Any:
     """The nibabel image of a file, its values not read."""
+    if path.is_dir():
+        raise InputError(f"{path.name} is a folder, and a NIfTI file is needed.", hint="Name the file in it.")
     if not path.is_file():
         raise InputError(f"There is no file {path.name}.", hint="Check the path.")
     try:
+        path.open("rb").close()  # of what may not be read nibabel says that it is no image
         with _quiet():
             image = nib.load(path)
     except FileNotFoundError as error:

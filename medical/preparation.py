@@ -6,14 +6,15 @@ Axes: (C, i, j, k) in the order of the file, then of the protocol's orientation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hybrid.errors import InputError
 from medical.geometry import Grid, Reorientation, resample
-from medical.protocol import Protocol
+from medical.pictures import PictureOrigin, of_picture
+from medical.protocol import Intensity, Protocol, ZScore
 from medical.transforms import normalise, training_grid
 from medical.volumes import Volume
 
@@ -35,12 +36,14 @@ class Preparation:
         box: The part of it that is segmented, in its voxels.
         reorientation: From that part to the protocol's orientation.
         model: The grid that the network sees; the reorientation's own where nothing is resampled.
+        picture: Where the scan came from if it is a picture.
     """
 
     scan: Grid
     box: Box
     reorientation: Reorientation
     model: Grid
+    picture: PictureOrigin | None = None
 
     @property
     def oriented(self) -> Grid:
@@ -78,7 +81,7 @@ class Preparation:
         values = self.reorientation.apply(volume.values[(slice(None), *self.box)])
         if self.resampled:
             values = resample(values, self.oriented, self.model, order=1)
-        return normalise(values, protocol.intensity)
+        return normalise(values, _in_values(protocol.intensity, self.picture))
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """(..., i, j, k) in the protocol's orientation to the scan's grid, with 0 outside the part that was segmented."""
@@ -92,13 +95,17 @@ class Preparation:
     def describe(self) -> str:
         """One line for people and records."""
         steps = [f"{_mm(self.scan.spacing)} mm, axes {self.scan.codes}"]
+        if self.picture is not None:
+            rows, columns, _ = self.scan.shape
+            mm = f" of {_mm(self.picture.pixel_mm)} mm" if self.picture.pixel_mm else ""
+            steps = [f"picture of {columns} x {rows} pixels{mm}"]
         if self.oriented.shape != self.scan.shape and self.box != whole(self.scan):
             steps.append("cut to " + ", ".join(f"{part.start}:{part.stop}" for part in self.box))
         if self.oriented.codes != self.scan.codes:
             steps.append(f"turned to {self.oriented.codes}")
         if self.resampled:
             sheared = "" if self.oriented.orthogonal else " at right angles"
-            steps.append(f"resampled{sheared} to {_mm(self.model.spacing)} mm")
+            steps.append(f"resampled{sheared} to {_mm(self.model.spacing[: 2 if self.picture else 3])} mm")
         return ", ".join(steps)
 
 
@@ -111,8 +118,11 @@ def prepare(volume: Volume, protocol: Protocol, box: Box | None = None) -> Prepa
         box: The part to segment, as if the file had been cut to it; None for the whole.
     """
     box = box or whole(volume.grid)
-    oriented = Reorientation.between(_cut(volume.grid, box), protocol.orientation)
-    return Preparation(volume.grid, box, oriented, training_grid(oriented.grid, protocol))
+    part = _cut(volume.grid, box)
+    picture = volume.origin if isinstance(volume.origin, PictureOrigin) else None
+    oriented = Reorientation.between(part, protocol.orientation if picture is None else part.codes)
+    sized = picture is None or picture.pixel_mm is not None
+    return Preparation(volume.grid, box, oriented, training_grid(oriented.grid, protocol) if sized else oriented.grid, picture)
 
 
 def whole(grid: Grid) -> Box:
@@ -128,16 +138,22 @@ def check_scan(volume: Volume, protocol: Protocol) -> None:
         InputError: Other channels than the protocol's, no volume, values that are not finite, or a constant channel.
     """
     values, wanted = volume.values, protocol.channels
+    flat, thinnest = of_picture(volume), sorted(volume.grid.shape)[3 - protocol.spatial_dims]
+    if flat and protocol.spatial_dims == 3:
+        raise InputError(
+            f"{volume.name} is a picture, and this network segments volumes.",
+            hint="Choose a network for slices, or give the whole series.",
+        )
     if len(values) != len(wanted):
         names = ", ".join(wanted)
         raise InputError(
             f"{volume.name} has {_count(len(values), 'channel')}, and this network takes {len(wanted)}: {names}.",
             hint="Pick one volume of the file with --volume N." if len(wanted) == 1 else f"Give one file with {names}, in order.",
         )
-    if min(volume.grid.shape) < 2:
+    if thinnest < 2:
         raise InputError(
-            f"{volume.name} has {' x '.join(map(str, volume.grid.shape))} voxels: it is no volume.",
-            hint="Give a scan of at least 2 voxels along each axis.",
+            f"{volume.name} has {' x '.join(map(str, volume.grid.shape))} voxels: it is no {'picture' if flat else 'volume'}.",
+            hint=f"Give a {'picture' if flat else 'scan'} of at least 2 {'pixels' if flat else 'voxels'} along each axis.",
         )
     for name, channel in zip(wanted, values, strict=True):
         where = f"{volume.name}" + (f", channel {name}," if len(wanted) > 1 else "")
@@ -166,6 +182,11 @@ def _doubts(volume: Volume, protocol: Protocol, preparation: Preparation) -> Ite
         yield f"The network was trained on CT in HU, where air is about -1000; the lowest value here is {low:g}."
     elif protocol.modality == "MR" and low < -500:
         yield f"The network was trained on MR, and values down to {low:g} look like CT in HU."
+    if preparation.picture is not None and preparation.picture.pixel_mm is None and protocol.spacing is not None:
+        yield (
+            f"The picture does not say how large its pixels are; they were taken as {_mm(protocol.spacing)} mm, like those "
+            "that the network was trained on."
+        )
     oriented, model = preparation.oriented, preparation.model
     if preparation.resampled and max(np.array(oriented.spacing) / model.spacing) > COARSE:
         yield (
@@ -183,7 +204,15 @@ def _cut(grid: Grid, box: Box) -> Grid:
     return Grid((i, j, k), affine)
 
 
-def _mm(spacing: tuple[float, float, float]) -> str:
+def _in_values(intensity: Intensity, picture: PictureOrigin | None) -> Intensity:
+    """A protocol's scaling in the values of a picture, of which its constants name shares of white."""
+    if picture is None or isinstance(intensity, ZScore):
+        return intensity
+    constants = intensity.model_dump(exclude={"kind"})
+    return type(intensity)(**{name: value * picture.white for name, value in constants.items()})
+
+
+def _mm(spacing: Sequence[float]) -> str:
     return " x ".join(f"{step:.4g}" for step in spacing)
 
 

@@ -43,8 +43,8 @@ _WIDTH, _MARGIN, _GAP, _LEGEND = 13.0, 0.15, 0.1, 2.75  # inches
 _MAIN = (_WIDTH - 2 * _MARGIN - _LEGEND - 3 * _GAP) / 3
 _SMALL = (_WIDTH - 2 * _MARGIN - (_ROW - 1) * _GAP) / _ROW
 _HEAD, _CAPTION, _FOOT = 0.5, 0.26, 0.52
-_OUTSIDE = "#303030"  # not black, so that one sees where the scan ends
-_ALARM = "#a00000"
+OUTSIDE = "#303030"  # not black, so that one sees where the scan ends
+ALARM = "#a00000"
 
 Part = tuple[float, float, float, float]
 
@@ -136,7 +136,7 @@ def draw(values: np.ndarray | None, labels: np.ndarray, grid: Grid, figures: Seq
     turn = Reorientation.between(grid, ORIENTATION)
     turned = turn.apply(values) if values is not None else None
     main, row = choose_slices(figures, grid, turn.grid)
-    low, high, words = choose_window([_cut(turned, each) for each in main] if turned is not None else [])
+    low, high, words = choose_window([cut_slice(turned, each) for each in main] if turned is not None else [])
     scene = _Scene(turned, turn.apply(labels), turn.grid, {each.value: each.rgb for each in figures}, (low, high))
     height = _HEAD + _MAIN + _CAPTION + (_SMALL + _CAPTION if row else 0) + _FOOT
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI, facecolor="white")
@@ -154,7 +154,7 @@ def draw(values: np.ndarray | None, labels: np.ndarray, grid: Grid, figures: Seq
     look: dict[str, Any] = {"parse_math": False}
     figure.text(_MARGIN / _WIDTH, 1 - 0.18 / height, heading, va="top", fontsize=12, weight="bold", **look)
     right = 1 - _MARGIN / _WIDTH
-    figure.text(right, 1 - 0.18 / height, RESEARCH_USE, va="top", ha="right", fontsize=11, weight="bold", color=_ALARM)
+    figure.text(right, 1 - 0.18 / height, RESEARCH_USE, va="top", ha="right", fontsize=11, weight="bold", color=ALARM)
     foot = "\n".join(_notes(grid, turn.grid, words))
     figure.text(_MARGIN / _WIDTH, 0.12 / height, foot, va="bottom", fontsize=8.5, linespacing=1.4)
     return figure
@@ -180,7 +180,7 @@ def choose_slices(figures: Sequence[StructureFigures], grid: Grid, turned: Grid)
     if found:
         first = max(range(len(found)), key=lambda number: found[number].voxels)
         # Rounded twice, so that noise in the last digits cannot tip a half either way.
-        centroid = np.round(_voxels(turned, np.array(found[first].centroid)), 3)
+        centroid = np.round(voxels_at(turned, np.array(found[first].centroid)), 3)
         middle = np.clip(np.floor(centroid + 0.5).astype(int), *bounds[first])
 
     def across(plane: str, index: int, part: Part | None = None) -> Slice:
@@ -248,7 +248,7 @@ def legend_lines(figures: Sequence[StructureFigures]) -> list[tuple[tuple[int, i
     return lines
 
 
-def _voxels(grid: Grid, places: np.ndarray) -> np.ndarray:
+def voxels_at(grid: Grid, places: np.ndarray) -> np.ndarray:
     """(..., 3) RAS+ mm to (..., 3) voxel indices."""
     return (places - grid.affine[:3, 3]) @ np.linalg.inv(grid.affine[:3, :3]).T
 
@@ -256,7 +256,7 @@ def _voxels(grid: Grid, places: np.ndarray) -> np.ndarray:
 def _bounds(figures: StructureFigures, grid: Grid, turned: Grid) -> tuple[np.ndarray, np.ndarray]:
     """First and last voxel of a structure's box in the turned scan."""
     assert figures.box is not None
-    ends = np.rint(_voxels(turned, grid.to_world(np.array([figures.box.first, figures.box.last])))).astype(int)
+    ends = np.rint(voxels_at(turned, grid.to_world(np.array([figures.box.first, figures.box.last])))).astype(int)
     return ends.min(0), ends.max(0)
 
 
@@ -271,7 +271,7 @@ def _part(low: np.ndarray, high: np.ndarray, turned: Grid) -> Part:
     return left, right, top, bottom
 
 
-def _cut(array: np.ndarray, each: Slice) -> np.ndarray:
+def cut_slice(array: np.ndarray, each: Slice) -> np.ndarray:
     """(rows, columns) picture of a slice: its two axes in their order, the second one down."""
     index: list[Any] = [slice(None)] * 3
     index[AXES[each.plane]] = each.index
@@ -283,10 +283,10 @@ def _panel(axes: Axes, scene: _Scene, each: Slice, *, large: bool) -> None:
     from matplotlib.collections import LineCollection
 
     across, down = (scene.grid.spacing[axis] for axis in range(3) if axis != AXES[each.plane])
-    labels = _cut(scene.labels, each)
+    labels = cut_slice(scene.labels, each)
     extent = (0.0, labels.shape[1] * across, labels.shape[0] * down, 0.0)
     low, high = scene.window
-    picture = np.full(labels.shape, low) if scene.values is None else _cut(scene.values, each).astype(np.float32)
+    picture = np.full(labels.shape, low) if scene.values is None else cut_slice(scene.values, each).astype(np.float32)
     axes.imshow(np.ma.masked_invalid(picture), cmap="gray", vmin=low, vmax=high, extent=extent)
     shade = np.zeros((*labels.shape, 4), dtype=np.uint8)
     for value in (int(value) for value in np.unique(labels)):
@@ -301,19 +301,20 @@ def _panel(axes: Axes, scene: _Scene, each: Slice, *, large: bool) -> None:
     left, right, top, bottom = each.part or (0.0, extent[1], 0.0, extent[2])
     side = max(right - left, bottom - top)
     x, y = (left + right - side) / 2, (top + bottom - side) / 2
-    axes.set(xlim=(x, x + side), ylim=(y + side, y), xticks=[], yticks=[], facecolor=_OUTSIDE, aspect="equal")
-    _letters(axes, EDGES[each.plane], 11 if large else 8)
-    _scale_bar(axes, side, 9 if large else 7)
+    axes.set(xlim=(x, x + side), ylim=(y + side, y), xticks=[], yticks=[], facecolor=OUTSIDE, aspect="equal")
+    edge_letters(axes, EDGES[each.plane], 11 if large else 8)
+    scale_bar(axes, side, 9 if large else 7)
     caption = f"{each.plane}, {'xyz'[AXES[each.plane]]} {each.place:.1f} mm"
     axes.text(0.5, -0.015, caption, transform=axes.transAxes, ha="center", va="top", fontsize=9 if large else 8)
 
 
-def _letters(axes: Axes, letters: str, size: float) -> None:
+def edge_letters(axes: Axes, letters: str, size: float) -> None:
+    """Write what lies at the left, right, top and bottom of a panel."""
     for letter, (x, y) in zip(letters, ((0.03, 0.5), (0.97, 0.5), (0.5, 0.965), (0.5, 0.035)), strict=True):
         axes.text(x, y, letter, ha="center", va="center", fontsize=size, **_white(axes))
 
 
-def _scale_bar(axes: Axes, side: float, size: float) -> None:
+def scale_bar(axes: Axes, side: float, size: float) -> None:
     """A bar of 1, 2 or 5 times a power of ten mm, at most a quarter of the square."""
     length = bar_length(side)
     axes.plot((0.04, 0.04 + length / side), (0.045, 0.045), linewidth=2, **_white(axes))
@@ -352,7 +353,7 @@ def _legend(axes: Axes, figures: Sequence[StructureFigures]) -> None:
             axes.add_patch(Rectangle((0.05, y - 0.06), 0.13, 0.12, facecolor=_colour(rgb), edgecolor="#555555", linewidth=0.5))
         look: dict[str, Any] = {"va": "center", "fontsize": 9, "color": "black" if rgb is not None else "#555555"}
         if name == NOTHING:
-            look |= {"color": _ALARM, "weight": "bold"}
+            look |= {"color": ALARM, "weight": "bold"}
         axes.text(0.26, y, name if len(name) <= 26 else f"{name[:13]}...{name[-10:]}", parse_math=False, **look)
         axes.text(_LEGEND, y, size, ha="right", **look)
 

@@ -17,7 +17,7 @@ from hybrid.errors import InputError
 from hybrid.records import timestamp, versions, without_folders, write_bytes
 from medical.geometry import Grid
 from medical.notice import RESEARCH_USE
-from medical.protocol import Protocol, ZScore
+from medical.protocol import Protocol
 from medical.statistics import COORDINATES, StructureFigures, ml_text, share_text
 from medical.volumes import Volume
 
@@ -142,7 +142,13 @@ class RunFacts:
 
 
 def write_report(
-    path: Path, *, scan: ScanFacts, figures: Sequence[StructureFigures], preview: bytes | Path, facts: RunFacts
+    path: Path,
+    *,
+    scan: ScanFacts,
+    figures: Sequence[StructureFigures],
+    preview: bytes | Path,
+    facts: RunFacts,
+    more: str = "",
 ) -> Path:
     """Write the report as one HTML file, whole or not at all.
 
@@ -152,6 +158,7 @@ def write_report(
         figures: From `medical.statistics.structure_statistics`.
         preview: The picture, PNG, as bytes or as a file.
         facts: How they came about.
+        more: HTML of further findings, to stand behind the figures; its texts are escaped.
 
     Raises:
         InputError: The picture is no PNG.
@@ -160,11 +167,11 @@ def write_report(
     picture = preview if isinstance(preview, bytes) else preview.read_bytes()
     if not picture.startswith(b"\x89PNG\r\n\x1a\n"):
         raise InputError("The picture for the report is no PNG file.", hint="Give what medical.preview wrote.")
-    write_bytes(path, to_html(scan, figures, picture, facts).encode())
+    write_bytes(path, to_html(scan, figures, picture, facts, more).encode())
     return path
 
 
-def to_html(scan: ScanFacts, figures: Sequence[StructureFigures], picture: bytes, facts: RunFacts) -> str:
+def to_html(scan: ScanFacts, figures: Sequence[StructureFigures], picture: bytes, facts: RunFacts, more: str = "") -> str:
     """The report's text; `picture` is PNG."""
     found = sum(each.voxels > 0 for each in figures)
     summary = f"{found} of {len(figures)} structures found" if found else "Nothing found: the label map is empty"
@@ -175,6 +182,7 @@ def to_html(scan: ScanFacts, figures: Sequence[StructureFigures], picture: bytes
         f"<p>{escape(summary)}. {escape(facts.started)}</p>",
         f'<img alt="Slices of the scan with the outlines of the structures" src="data:image/png;base64,{source}">',
         f"<h2>Structures</h2>{_figures_table(figures)}",
+        more,
         _section("Scan", scan_facts(scan)),
         _warnings("Warnings about the scan", scan.warnings),
         _section("Model", model_facts(facts.model)) if facts.model else "",
@@ -218,13 +226,11 @@ def model_facts(model: ModelFacts) -> dict[str, str]:
     facts |= {"Licence of the weights": model.licence, "Trained on": model.training_data}
     if (protocol := model.protocol) is None:
         return facts
-    scaled = protocol.intensity
-    words = f"{scaled.low:g} to {scaled.high:g} to [0, 1]" if not isinstance(scaled, ZScore) else "mean 0, standard deviation 1"
     return facts | {
         "Takes": f"{protocol.modality}: {', '.join(protocol.channels)}",
         "Works at": f"{_times(protocol.spacing)} mm" if protocol.spacing else "the spacing of the scan",
         "Orientation": protocol.orientation,
-        "Intensity": words + (", of voxels that are not 0" if isinstance(scaled, ZScore) and scaled.nonzero else ""),
+        "Intensity": protocol.intensity.words,
         "Window": f"{_times(protocol.patch)} voxels, overlap {protocol.overlap:g}",
     }
 

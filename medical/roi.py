@@ -18,8 +18,8 @@ def roi_box(text: str, grid: Grid) -> Box:
     """The box that a user means.
 
     Args:
-        text: ``i0:i1,j0:j1,k0:k1`` in voxels of the scan, or a mask file on the scan's grid, or one with a structure's name
-            or number behind a colon: ``mask.nii.gz:liver``.
+        text: ``i0:i1,j0:j1,k0:k1`` in voxels of the scan, ``r0:r1,c0:c1`` in rows and columns of a picture, or a mask file on
+            the scan's grid, or one with a structure's name or number behind a colon: ``mask.nii.gz:liver``.
         grid: The scan's.
 
     Raises:
@@ -48,6 +48,8 @@ def parse_box(text: str, grid: Grid) -> Box:
     (slice(2, 8, None), slice(0, 10, None), slice(5, 10, None))
     """
     parts = [part.strip().split(":") for part in text.split(",")]
+    if len(parts) == 2 and grid.shape[2] == 1:  # a picture's rows and columns
+        parts.append(["", ""])
     if len(parts) != 3 or any(len(part) != 2 or not all(n == "" or n.isdecimal() for n in part) for part in parts):
         raise RequestError(
             f"--roi {text} is not understood.", hint="Give voxels such as 10:90,20:120,0:64, or an existing mask file."
@@ -72,7 +74,10 @@ def mask_box(path: Path, structure: str | None, grid: Grid) -> Box:
     from medical.statistics import check_same_grid
 
     labels, mask_grid, structures = read_labels(path)
-    check_same_grid(mask_grid, grid)
+    try:
+        check_same_grid(mask_grid, grid)
+    except InputError as error:
+        raise InputError(error.message, hint="Give --roi a mask that was drawn on this scan.") from error
     there = labels != 0
     if structure is not None:
         numbers = {name.lower(): named.value for named in structures for name in (named.name, str(named.value))}

@@ -6,28 +6,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid.memory import release_memory
 from hybrid.records import Record, timestamp, write_bytes, write_record
+from medical import uncertainty_files
 from medical.inputs import Job, read_scan
 from medical.label_maps import write_labels, write_probabilities
 from medical.loading import catalogue
 from medical.models.base import SegmentationNetwork
 from medical.notice import RESEARCH_USE
+from medical.picture_outputs import write_picture_outputs
+from medical.picture_statistics import PictureFigures, picture_statistics
+from medical.pictures import PictureOrigin
+from medical.preparation import Preparation, doubts
 from medical.protocol import Protocol
 from medical.segment_outputs import FileSettings, already_done, check_targets, orphans, possible_outputs, sources_sha256
-from medical.segmentation import Segmentation, protocol_of, segment
-from medical.sliding import OnProgress, device_of
+from medical.segmentation import Segmentation, plan_volume, protocol_of, segment
+from medical.sliding import OnProgress, WindowPlan, check_memory, device_of
 from medical.staging import staged
 from medical.statistics import StructureFigures, structure_statistics, write_statistics
+from medical.uncertainty import Member, UncertainSegmentation, check_ensemble, plan_members, segment_with_uncertainty
+from medical.uncertainty_figures import UncertaintyFigures, uncertainty_figures
 from medical.volumes import Volume, stem
 
 if TYPE_CHECKING:
     from medical.report import ModelFacts
+
+OnStart = Callable[[Preparation, WindowPlan, tuple[str, ...]], None]
+"""Receives the way of a scan to the network, the windows over it, and what makes its result doubtful, one sentence each."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +51,10 @@ class SegmentationRecord(Record):
         settings: `FileSettings.facts`.
         options: What the network was built with beside its weights.
         way: The geometric steps in one line.
-        shape, affine: The grid of scan and label map; the affine maps voxels to RAS+ mm.
+        shape, affine: The grid of scan and label map; the affine maps voxels to RAS+ mm. Pictures have rows and columns, and
+            no affine.
         outputs: Names of the files that were written.
+        members: Of an uncertain segmentation: the weights of each, and how its scan was mirrored.
         research_use: What the result is for.
     """
 
@@ -53,6 +66,7 @@ class SegmentationRecord(Record):
     shape: tuple[int, ...] = ()
     affine: tuple[tuple[float, ...], ...] = ()
     outputs: tuple[str, ...] = ()
+    members: tuple[Mapping[str, Any], ...] = ()
     research_use: str = RESEARCH_USE
 
 
@@ -68,29 +82,35 @@ class Outcome:
         way: The geometric steps in one line.
         seconds: Time from reading to the last written file.
         notes: What a user should be told, one sentence each.
+        uncertainty: Figures of an uncertain segmentation.
     """
 
     input: Path
     outputs: tuple[Path, ...]
-    figures: tuple[StructureFigures, ...]
+    figures: tuple[StructureFigures, ...] | tuple[PictureFigures, ...]
     windows: str
     way: str
     seconds: float
     notes: tuple[str, ...]
+    uncertainty: UncertaintyFigures | None = None
 
 
-def is_done(job: Job, network: SegmentationNetwork, settings: FileSettings) -> bool:
+def is_done(
+    job: Job, network: SegmentationNetwork, settings: FileSettings, *, ensemble: Sequence[SegmentationNetwork] = ()
+) -> bool:
     """Whether a run before this one wrote the same: of the same scan, by the same weights, protocol and settings.
 
     Raises:
         OutputError: Files are there that come of something else; they are not taken for this run's.
     """
-    wanted = {
+    wanted: dict[str, Any] = {
         "weights_sha256": network.source.sha256 if network.source else "",
         "options": network.options(),
         "protocol": protocol_of(network, settings.protocol).model_dump(mode="json"),
         "settings": settings.facts(),
     }
+    if settings.uncertainty:
+        wanted["members"] = [member.to_dict() for member in members_of((network, *ensemble), settings)]
     return already_done(job, settings, wanted)
 
 
@@ -99,6 +119,8 @@ def segment_file(
     job: Job,
     settings: FileSettings | None = None,
     *,
+    ensemble: Sequence[SegmentationNetwork] = (),
+    on_start: OnStart | None = None,
     on_progress: OnProgress | None = None,
 ) -> Outcome:
     """Segment one scan; its files are written into an existing folder, all or none.
@@ -107,6 +129,8 @@ def segment_file(
         network: From `medical.load_model`.
         job: The scan and its label map.
         settings: How.
+        ensemble: Further networks, of an uncertain segmentation.
+        on_start: Called once the scan is read and planned, before the network runs.
         on_progress: Called with windows done and windows in all.
 
     Raises:
@@ -123,19 +147,46 @@ def segment_file(
     digest = sources_sha256(job.sources)
     outputs, notes = possible_outputs(outputs, volume, settings)
     with staged(outputs, overwrite=settings.overwrite, orphans=orphans(job, outputs)) as folder:
-        result = segment(volume, network, settings.run, protocol=protocol, scratch=folder, on_progress=on_progress)
+        if on_start is not None:
+            way, plan = plan_volume(volume, network, settings.run, protocol)
+            check_memory(plan, device_of(network), settings.run.memory, reserve=way.prepared_bytes(len(volume.values)))
+            on_start(way, plan, (*volume.warnings, *doubts(volume, protocol, way)))
+        result = _segmented(volume, (network, *ensemble), settings, folder, on_progress)
         result = replace(result, notes=(*result.notes, *notes))
         release_memory()
-        figures = tuple(structure_statistics(result.labels, volume.grid, volume.values[0], result.structures))
+        figures = _figures(volume, result)
         names = tuple(path.name for path in outputs)
         done = _Run(network, job, settings, protocol, volume, result, figures, names, digest, started)
         done.write_maps(folder)
         record = done.record(time.perf_counter() - clock)
-        if settings.report:
+        if settings.report and not done.of_picture:
             done.write_report(folder, record)
         write_record(record, folder / names[0])
     seconds = time.perf_counter() - clock
-    return Outcome(job.source, outputs, figures, result.plan.describe(), result.way, seconds, result.notes)
+    return Outcome(job.source, outputs, figures, result.plan.describe(), result.way, seconds, result.notes, done.uncertainty)
+
+
+def members_of(networks: Sequence[SegmentationNetwork], settings: FileSettings) -> tuple[Member, ...]:
+    """The members of an uncertain segmentation.
+
+    Raises:
+        RequestError: There are less than two, or they were not trained for one task.
+    """
+    return plan_members(networks, check_ensemble(networks, settings.protocol), mirror=settings.run.mirror)
+
+
+def _segmented(
+    volume: Volume,
+    networks: Sequence[SegmentationNetwork],
+    settings: FileSettings,
+    scratch: Path,
+    on_progress: OnProgress | None,
+) -> Segmentation:
+    if settings.uncertainty:
+        return segment_with_uncertainty(
+            volume, networks, settings.run, protocol=settings.protocol, scratch=scratch, on_progress=on_progress
+        )
+    return segment(volume, networks[0], settings.run, protocol=settings.protocol, scratch=scratch, on_progress=on_progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,14 +199,28 @@ class _Run:
     protocol: Protocol
     volume: Volume
     result: Segmentation
-    figures: tuple[StructureFigures, ...]
+    figures: tuple[StructureFigures, ...] | tuple[PictureFigures, ...]
     names: tuple[str, ...]
     digest: str
     started: str
 
+    @cached_property
+    def uncertainty(self) -> UncertaintyFigures | None:
+        if not isinstance(self.result, UncertainSegmentation):
+            return None
+        return uncertainty_figures(self.result, self.volume.grid)
+
+    @property
+    def of_picture(self) -> bool:
+        return isinstance(self.volume.origin, PictureOrigin)
+
     def write_maps(self, folder: Path) -> None:
-        """Label map, SEG and probabilities, as far as they are among the outputs."""
+        """Label map, SEG and probabilities, as far as they are among the outputs; all that goes with a picture."""
         result, volume, weights = self.result, self.volume, self.network.source
+        if self.of_picture:
+            figures = [row for row in self.figures if isinstance(row, PictureFigures)]
+            write_picture_outputs(folder, self.names, volume, self.protocol, result, figures)
+            return
         for name in self.names:
             if name == self.job.target.name and not name.endswith(".dcm"):
                 write_labels(folder / name, result.labels, volume, result.structures)
@@ -167,6 +232,8 @@ class _Run:
                 write_seg(folder / name, result.labels, volume, result.structures, algorithm=algorithm, version=version)
             elif name.endswith("_probabilities.nii.gz") and result.probabilities is not None:
                 write_probabilities(folder / name, result.probabilities, volume)
+        if isinstance(result, UncertainSegmentation):
+            uncertainty_files.write_maps(folder, stem(self.job.target), result, volume)
 
     def record(self, seconds: float) -> SegmentationRecord:
         """The record, but for the seconds that it takes to write the report."""
@@ -192,9 +259,10 @@ class _Run:
             settings=self.settings.facts(),
             options=self.network.options(),
             way=self.result.way,
-            shape=grid.shape,
-            affine=tuple(tuple(row) for row in grid.affine.tolist()),
+            shape=grid.shape[:2] if self.of_picture else grid.shape,
+            affine=() if self.of_picture else tuple(tuple(row) for row in grid.affine.tolist()),
             outputs=self.names,
+            members=tuple(member.to_dict() for member in getattr(self.result, "members", ())),
         )
 
     def write_report(self, folder: Path, record: SegmentationRecord) -> None:
@@ -204,10 +272,9 @@ class _Run:
 
         volume, result, name = self.volume, self.result, stem(self.job.target)
         inputs = [(record.input, self.digest)]
-        write_statistics(folder / f"{name}_statistics.csv", self.figures, inputs=inputs, notes=record.notes)
-        picture = preview_png(
-            volume.values[0], result.labels, volume.grid, result.structures, figures=self.figures, title=volume.name
-        )
+        figures = [row for row in self.figures if isinstance(row, StructureFigures)]
+        write_statistics(folder / f"{name}_statistics.csv", figures, inputs=inputs, notes=record.notes)
+        picture = preview_png(volume.values[0], result.labels, volume.grid, result.structures, figures=figures, title=volume.name)
         write_bytes(folder / f"{name}_preview.png", picture)
         settings: dict[str, object] = {
             "Windows": record.tiles, "Geometry": record.way, "Computed": f"on {record.device} in {record.precision}",
@@ -220,8 +287,17 @@ class _Run:
             started=record.started,
             seconds=record.seconds,
         )
+        more = ""
+        if isinstance(result, UncertainSegmentation) and self.uncertainty is not None:
+            more = uncertainty_files.write_figures(folder, name, result, volume, self.uncertainty, inputs)
         scan = ScanFacts.of(volume, self.digest)
-        write_report(folder / f"{name}_report.html", scan=scan, figures=self.figures, preview=picture, facts=facts)
+        write_report(folder / f"{name}_report.html", scan=scan, figures=figures, preview=picture, facts=facts, more=more)
+
+
+def _figures(volume: Volume, result: Segmentation) -> tuple[StructureFigures, ...] | tuple[PictureFigures, ...]:
+    if isinstance(volume.origin, PictureOrigin):
+        return tuple(picture_statistics(result.labels, result.structures, volume.origin.pixel_mm))
+    return tuple(structure_statistics(result.labels, volume.grid, volume.values[0], result.structures))
 
 
 def _model_facts(network: SegmentationNetwork, protocol: Protocol) -> ModelFacts:

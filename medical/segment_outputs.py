@@ -8,6 +8,9 @@ What one scan gives, named after its label map NAME.nii.gz:
     NAME_statistics.csv, NAME_statistics.json   volume, place, intensity of each structure
     NAME_preview.png, NAME_report.html
     NAME.nii.gz.json                            record: input, weights, protocol, windows, device, versions
+
+What an uncertain segmentation gives beside these is in `medical.uncertainty_files`, what a picture gives in
+`medical.picture_outputs`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ from typing import Any, Literal
 
 from hybrid.errors import InputError, OutputError, RequestError
 from hybrid.records import record_path, sha256_file
+from medical import uncertainty_files
 from medical.inputs import Job
+from medical.picture_outputs import LABELS, OVERLAY, PROBABILITIES, picture_outputs
+from medical.pictures import PictureOrigin, is_picture
 from medical.protocol import Protocol
 from medical.segmentation import SegmentSettings
 from medical.staging import check_absent
@@ -44,6 +50,7 @@ class FileSettings:
         volume: Which volume of 4-D NIfTI files, from 0.
         series: Which series of DICOM folders that hold several.
         protocol: In place of the network's own.
+        uncertainty: Segment by several members, and write what they agree on.
     """
 
     run: SegmentSettings = field(default_factory=SegmentSettings)
@@ -53,12 +60,14 @@ class FileSettings:
     volume: int | None = None
     series: str | None = None
     protocol: Protocol | None = None
+    uncertainty: bool = False
 
     def facts(self) -> dict[str, Any]:
         """What changes a label map, as plain values."""
         facts = asdict(self.run) | {"volume": self.volume, "series": self.series}
         for name in ("memory", "probabilities"):  # change no label
             del facts[name]
+        facts |= {"uncertainty": True} if self.uncertainty else {}  # left out else, as in records of runs without it
         return facts | {"roi": os.path.basename(self.run.roi) if self.run.roi else None}
 
 
@@ -68,7 +77,11 @@ def planned_outputs(job: Job, settings: FileSettings) -> tuple[Path, ...]:
     Raises:
         RequestError: DICOM SEG of a scan that is no DICOM, or a name that does not go with the format.
     """
+    if is_picture(job.source):
+        return _of_picture(job, settings)
     folder, name = job.target.parent, stem(job.target)
+    if job.target.suffix.lower() == LABELS:
+        raise RequestError(f"{job.source.name} is no picture, so its label map is no PNG.", hint=f"Name it {name}.nii.gz.")
     ends_dicom = job.target.suffix.lower() == ".dcm"
     from_dicom = not is_nifti(job.source)
     format = settings.format or ("seg" if ends_dicom else "both" if from_dicom else "nifti")
@@ -83,8 +96,25 @@ def planned_outputs(job: Job, settings: FileSettings) -> tuple[Path, ...]:
         )
     files = [] if format == "seg" else [job.target, folder / f"{name}.labels.json"]
     files += [] if format == "nifti" else [folder / f"{name}.dcm"]
-    files += [folder / f"{name}_probabilities.nii.gz"] if settings.run.probabilities else []
-    files += [folder / f"{name}{ending}" for ending in _REPORTS] if settings.report else []
+    files += [folder / f"{name}_probabilities.nii.gz"] if settings.run.probabilities or settings.uncertainty else []
+    endings = _REPORTS if settings.report else ()
+    if settings.uncertainty:
+        endings = (*uncertainty_files.MAPS, *endings, *(uncertainty_files.REPORTS if settings.report else ()))
+    files += [folder / f"{name}{ending}" for ending in endings]
+    return (*files, record_path(files[0]))
+
+
+def _of_picture(job: Job, settings: FileSettings) -> tuple[Path, ...]:
+    if settings.uncertainty:
+        raise RequestError(
+            f"{job.source.name} is a picture, and maps of uncertainty are of volumes.", hint="Leave --uncertainty out."
+        )
+    if settings.format is not None:
+        raise RequestError(
+            f"{job.source.name} is a picture, and label maps of pictures are PNG, not {settings.format}.",
+            hint="Leave --format out.",
+        )
+    files = picture_outputs(job.target, probabilities=settings.run.probabilities, report=settings.report)
     return (*files, record_path(files[0]))
 
 
@@ -133,7 +163,7 @@ def possible_outputs(
     Raises:
         OutputError: It was asked for.
     """
-    if isinstance(volume.origin, NiftiOrigin) or not any(path.suffix == ".dcm" for path in outputs):
+    if isinstance(volume.origin, NiftiOrigin | PictureOrigin) or not any(path.suffix == ".dcm" for path in outputs):
         return outputs, ()
     from medical.dicom_seg import INSTEAD, obstacle
 
@@ -184,8 +214,9 @@ def sources_sha256(sources: tuple[Path, ...]) -> str:
 def orphans(job: Job, outputs: tuple[Path, ...]) -> tuple[Path, ...]:
     """What the record to be replaced says was written with it, and is not written now: it would seem to be of this run."""
     folder, name = outputs[0].parent, stem(job.target)
-    endings = (".nii.gz", ".nii", ".labels.json", ".dcm", "_probabilities.nii.gz", *_REPORTS)
-    ours = {f"{name}{ending}" for ending in endings} & _written_names(_recorded(outputs[-1]))
+    endings = (".nii.gz", ".nii", ".labels.json", ".dcm", "_probabilities.nii.gz", *_REPORTS, LABELS, OVERLAY, PROBABILITIES)
+    uncertain = (*uncertainty_files.MAPS, *uncertainty_files.REPORTS)
+    ours = {f"{name}{ending}" for ending in (*endings, *uncertain)} & _written_names(_recorded(outputs[-1]))
     found = [folder / each for each in sorted(ours - {path.name for path in outputs})]
     kept = _places(job.sources)
     return tuple(path for path in found if os.path.realpath(path) not in kept)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from hybrid.errors import InputError, OutputError, RequestError, ResourceError
 from hybrid.memory import available_bytes, format_size
@@ -30,7 +31,17 @@ from medical.preparation import Box, Preparation, check_scan, doubts, prepare
 from medical.protocol import Protocol
 from medical.roi import roi_box
 from medical.slabs import LabelPainter, RowInterpolator
-from medical.sliding import OnProgress, WindowPlan, WriteSlab, check_memory, device_of, plan_scan, segment_windows, stream_order
+from medical.sliding import (
+    OnProgress,
+    WindowPlan,
+    WriteSlab,
+    check_memory,
+    device_of,
+    plan_scan,
+    segment_windows,
+    stream_order,
+    window_logits,
+)
 from medical.structures import Structure
 from medical.volumes import Volume
 
@@ -109,13 +120,25 @@ def segment(
     protocol = protocol_of(network, protocol)
     way, plan = plan_volume(volume, network, settings, protocol)
     labels, probabilities = _run(volume, network, settings, protocol, (way, plan), scratch, on_progress)
+    labels, notes = finished(labels, volume, way, protocol, settings)
+    return Segmentation(labels, protocol.structures, probabilities, plan, way.describe(), notes)
+
+
+def finished(
+    labels: np.ndarray, volume: Volume, way: Preparation, protocol: Protocol, settings: SegmentSettings
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels in the protocol's orientation, which are changed, as the checked label map on the scan's grid; and the notes.
+
+    Raises:
+        OutputError: They are no segmentation of the scan.
+    """
     tidied = _tidy(labels, protocol.structures, settings)
     labels = np.ascontiguousarray(way.undo(labels))
     _check(labels, volume, protocol)
     notes = (*volume.warnings, *doubts(volume, protocol, way), *tidied)
     if not labels.any():
         notes = (*notes, "No structure was found: the whole label map is background.")
-    return Segmentation(labels, protocol.structures, probabilities, plan, way.describe(), notes)
+    return labels, notes
 
 
 def plan_volume(
@@ -130,23 +153,30 @@ def plan_volume(
     check_scan(volume, protocol)
     box = roi_box(settings.roi, volume.grid) if settings.roi is not None else None
     if box is not None:
-        _check_part(volume, box)
+        _check_part(volume, box, protocol)
     way = prepare(volume, protocol, box)
-    _check_size(volume, way)
+    _check_size(volume, way, protocol)
     return way, plan_scan(way.model.shape, network.card, protocol, overlap=settings.overlap, mirror=settings.mirror)
 
 
-def _check_part(volume: Volume, box: Box) -> None:
+def _check_part(volume: Volume, box: Box, protocol: Protocol) -> None:
     part = volume.values[(slice(None), *box)]
-    if min(part.shape[1:]) < 2 or any(channel.min() == channel.max() for channel in part):
+    thinnest = sorted(part.shape[1:])[3 - protocol.spatial_dims]
+    if thinnest < 2 or any(channel.min() == channel.max() for channel in part):
         raise InputError(
             f"The part {' x '.join(map(str, part.shape[1:]))} of {volume.name} holds nothing to segment.",
             hint="Choose a larger --roi.",
         )
 
 
-def _check_size(volume: Volume, way: Preparation) -> None:
+def _check_size(volume: Volume, way: Preparation, protocol: Protocol) -> None:
     """Refuse a grid that is out of all proportion before anything is planned over it: a wrong unit in a header, mostly."""
+    if way.resampled and sorted(way.model.shape)[0 if protocol.spatial_dims == 3 else 1] < 2:
+        raise InputError(
+            f"For the network {volume.name} would have {' x '.join(map(str, way.model.shape))} voxels ({way.describe()}): "
+            "too few to segment.",
+            hint="Check the size of its voxels.",
+        )
     needed, left = way.prepared_bytes(len(volume.values)), available_bytes()
     if way.resampled and needed > left:
         raise ResourceError(
@@ -168,8 +198,6 @@ def protocol_of(network: SegmentationNetwork, given: Protocol | None = None) -> 
             f"{card.title} is made for {card.task}: it says what a scan shows as a whole and outlines nothing.",
             hint="Choose a segmentation network, or begin the training of one with these weights.",
         )
-    if card.spatial_dims != 3:
-        raise RequestError(f"{card.title} is a network for slices here, not for volumes.", hint="Choose a 3-D network.")
     if protocol is None:
         raise RequestError(
             "These weights do not say what scans they were trained on, nor what their outputs mean.",
@@ -181,6 +209,13 @@ def protocol_of(network: SegmentationNetwork, given: Protocol | None = None) -> 
             f"{card.in_channels} and {card.out_channels}.",
             hint="Correct the channels, structures or regions of the protocol.",
         )
+    if protocol.spatial_dims != card.spatial_dims:
+        kinds = {2: "slices", 3: "volumes"}
+        raise RequestError(
+            f"{card.title} is a network for {kinds[card.spatial_dims]} here, and the patch of its protocol has "
+            f"{protocol.spatial_dims} axes.",
+            hint=f"Give the protocol a patch of {card.spatial_dims} edges.",
+        )
     return protocol
 
 
@@ -189,7 +224,7 @@ def seconds_per_window(network: SegmentationNetwork, plan: WindowPlan) -> float:
     x = torch.zeros(1, network.card.in_channels, *plan.patch, device=device_of(network))
     with torch.inference_mode():
         started = time.perf_counter()
-        network(x).cpu()
+        window_logits(network, x).cpu()
     return (time.perf_counter() - started) * plan.views
 
 
@@ -206,21 +241,18 @@ def _run(
     way, plan = planned
     direct = way.parallel  # else finished labels are brought back, not logits
     grid = way.oriented if direct else way.model
-    labels = np.zeros(grid.shape, _dtype(protocol))
-    shares = _room((protocol.outputs, *grid.shape), scratch) if settings.probabilities else None
+    labels = np.zeros(grid.shape, label_type(protocol))
+    shares = room((protocol.outputs, *grid.shape), scratch) if settings.probabilities else None
     painter = LabelPainter(
         np.moveaxis(labels, plan.axis, 0), protocol, np.moveaxis(shares, 1 + plan.axis, 1) if shares is not None else None
     )
     device = device_of(network)
     check_memory(plan, device, settings.memory, reserve=way.prepared_bytes(len(volume.values)) + labels.nbytes)
-    write: WriteSlab = painter
-    if way.resampled and direct:
-        write = RowInterpolator(_ordered(way.positions, plan.axis), stream_order(way.model.shape, plan.axis), painter)
     segment_windows(
         network,
         way.apply(volume, protocol),
         protocol,
-        write=write,
+        write=onto_scan(way, plan.axis, painter),
         plan=plan,
         memory=settings.memory,
         device=device,
@@ -229,29 +261,37 @@ def _run(
     if not direct:
         labels = resample_labels(labels, way.model, way.oriented).astype(labels.dtype, copy=False)
         shares = resample(shares, way.model, way.oriented, order=1) if shares is not None else None
-    return labels, _on_whole_scan(shares, way, protocol, scratch) if shares is not None else None
+    return labels, on_whole_scan(shares, way, protocol, scratch) if shares is not None else None
 
 
-def _on_whole_scan(shares: np.ndarray, way: Preparation, protocol: Protocol, scratch: Path | None) -> np.ndarray:
+def onto_scan(way: Preparation, axis: int, write: WriteSlab) -> WriteSlab:
+    """What takes slabs of logits along an axis of the network's grid and hands them to `write` on the scan's, in its
+    orientation; those of sheared scans are handed on as they are."""
+    if not (way.resampled and way.parallel):
+        return write
+    return RowInterpolator(_ordered(way.positions, axis), stream_order(way.model.shape, axis), write)
+
+
+def on_whole_scan(shares: np.ndarray, way: Preparation, protocol: Protocol, scratch: Path | None) -> np.ndarray:
     """Probabilities on the scan's grid; outside the part that was segmented all is background."""
     part = way.reorientation.undo(shares)
     if part.shape[1:] == way.scan.shape:
         return part
-    whole = _room((len(shares), *way.scan.shape), scratch)
+    whole = room((len(shares), *way.scan.shape), scratch)
     if not protocol.regions:
         whole[0] = 1
     whole[(slice(None), *way.box)] = part
     return whole
 
 
-def _room(shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
-    """Zeros of float32 in a nameless file, since all classes of a large scan would not fit into memory.
+def room(shape: tuple[int, ...], scratch: Path | None, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """Zeros in a nameless file, since all classes of a large scan would not fit into memory.
 
     Raises:
         ResourceError: The disk has no room: asked for here, as a mapped file that finds none ends the process.
     """
-    needed, free = 4 * math.prod(shape), shutil.disk_usage(scratch or tempfile.gettempdir()).free
-    hint = "Free some, choose another --output, or leave --save-probabilities out."
+    needed, free = np.dtype(dtype).itemsize * math.prod(shape), shutil.disk_usage(scratch or tempfile.gettempdir()).free
+    hint = "Free some, choose another --output, or leave --save-probabilities and --uncertainty out."
     if needed > free:
         raise ResourceError(
             f"The probabilities need {format_size(needed, up=True)} of disk for a while, and {format_size(free)} are free.",
@@ -261,7 +301,7 @@ def _room(shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
         with tempfile.TemporaryFile(dir=scratch) as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, needed)
-            return np.memmap(file, np.float32, "w+", shape=shape)
+            return np.memmap(file, dtype, "w+", shape=shape)
     except OSError as error:
         raise ResourceError(
             f"The probabilities need {format_size(needed, up=True)} of disk for a while: {error.strerror}.", hint=hint
@@ -288,7 +328,8 @@ def _check(labels: np.ndarray, volume: Volume, protocol: Protocol) -> None:
         )
 
 
-def _dtype(protocol: Protocol) -> type[np.unsignedinteger]:
+def label_type(protocol: Protocol) -> type[np.unsignedinteger]:
+    """What holds the labels of a protocol."""
     return np.uint8 if max((structure.value for structure in protocol.structures), default=0) < 256 else np.uint16
 
 

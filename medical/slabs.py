@@ -32,18 +32,24 @@ class LabelPainter:
         """Take a slab of logits whose first row is `first`."""
         for row in range(block.shape[1]):
             logits = block[:, row]
-            self.labels[first + row] = self._labels(logits.numpy())
+            self.labels[first + row] = painted(logits.numpy(), self.protocol, above=0)
             if self.probabilities is not None:
-                shares = logits.sigmoid() if self.protocol.regions else logits.softmax(0)
-                self.probabilities[:, first + row] = shares.numpy()
+                self.probabilities[:, first + row] = shares_of(logits, self.protocol).numpy()
 
-    def _labels(self, logits: np.ndarray) -> np.ndarray:
-        if not self.protocol.regions:
-            return logits.argmax(0)
-        painted = np.zeros(logits.shape[1:], self.labels.dtype)
-        for region in self.protocol.regions:
-            painted[logits[region.channel] > 0] = region.value
-        return painted
+
+def shares_of(logits: Tensor, protocol: Protocol) -> Tensor:
+    """The probability of each output (outputs, ...): soft-max, or sigmoid of regions."""
+    return logits.sigmoid() if protocol.regions else logits.softmax(0)
+
+
+def painted(scores: np.ndarray, protocol: Protocol, *, above: float) -> np.ndarray:
+    """Labels of logits or probabilities (outputs, ...): the arg-max, ties to the lower; or regions, each where it is `above`."""
+    if not protocol.regions:
+        return scores.argmax(0)
+    labels = np.zeros(scores.shape[1:], np.uint16)
+    for region in protocol.regions:
+        labels[scores[region.channel] > above] = region.value
+    return labels
 
 
 class RowInterpolator:

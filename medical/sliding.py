@@ -11,6 +11,7 @@ windows. Only logits of one row of windows are held, whatever the size of the sc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -69,7 +70,8 @@ class WindowPlan:
     def describe(self) -> str:
         """One line for people."""
         count, axis = self.tiles.count, "ijk"[self.axis]
-        what = f"{count} window{'s' if count > 1 else ''} of {_sides(self.patch)} over {_sides(self.shape)}"
+        axes = 2 if self.shape[2] == 1 else 3
+        what = f"{count} window{'s' if count > 1 else ''} of {_sides(self.patch[:axes])} over {_sides(self.shape[:axes])}"
         mirrored = f", {self.views} mirror images of each" if self.mirror else ""
         return f"{what}, overlap {self.overlap:g}, slabs along {axis}{mirrored}, about {format_size(self.tiles.memory_bytes)}"
 
@@ -113,18 +115,24 @@ def plan_scan(
         raise RequestError(
             "This network was not trained on mirrored scans, so mirror images cannot be averaged.", hint="Leave --tta out."
         )
-    padded = [max(n, side) for n, side in zip(shape, protocol.patch, strict=True)]
+    window = protocol.window
+    padded = [max(n, side) for n, side in zip(shape, window, strict=True)]
     if axis is None:
-        axis = min(range(3), key=lambda a: protocol.patch[a] / padded[a])
+        axis = min(range(3), key=lambda a: window[a] / padded[a])
     overlap = protocol.overlap if overlap is None else overlap
+    # The logits, in the precision of the network and in float32, or added to those of other mirror images.
+    floats = card.activation_floats + 2 * card.out_channels
+    multiple = card.multiple
+    if protocol.spatial_dims == 2:  # filled up within the slice alone
+        floats = math.ceil(floats * math.prod(-(-side // multiple) * multiple / side for side in protocol.patch))
+        multiple = 1
     tiles = plan_windows(
         stream_order(padded, axis),
-        stream_order(protocol.patch, axis),
+        stream_order(window, axis),
         overlap=overlap,
-        multiple=card.multiple,
+        multiple=multiple,
         out_channels=card.out_channels,
-        # The logits, in the precision of the network and in float32, or added to those of other mirror images.
-        floats_per_pixel=card.activation_floats + 2 * card.out_channels,
+        floats_per_pixel=floats,
     )
     return WindowPlan(tuple(shape), axis, overlap, tuple(sorted(set(protocol.mirror))) if mirror else (), tiles)
 
@@ -144,7 +152,7 @@ def segment_windows(
     """Run a network over a scan, and hand out its logits.
 
     Args:
-        network: Logits of windows; called with (1, C, *window) on `device`.
+        network: Logits of windows; called with (1, C, *window) on `device`, where windows of slices have two axes.
         values: (C, i, j, k) float32, as the protocol asks.
         protocol: What the network was trained for.
         write: Receives (first row, logits); logits are (classes, rows, and the two other axes) float32 on the CPU, raw.
@@ -203,13 +211,25 @@ def check_memory(plan: WindowPlan, device: torch.device, memory: int | None, *, 
     for needed, left, where in needs:
         if needed > left:
             asked = memory is not None and (device.type == "cpu") == (where == "of memory")
-            missing = format_size(needed - left, up=True).replace(" ", "")
-            more = f"Raise --memory by {missing}" if asked and left < available_bytes(device) else "Close other programs"
+            more, held = "Close other programs", ""
+            if asked and memory is not None and left < available_bytes(device):
+                more = f"Give --memory {_generous(memory + needed - left)} or more"
+                held = f" of --memory {format_size(memory)}, of which the program itself takes {format_size(memory - left)}"
             raise ResourceError(
                 f"{plan.describe()[:1].upper()}{plan.describe()[1:]}: {format_size(needed, up=True)} {where} needed, "
-                f"{format_size(max(left, 0))} left.",
+                f"{format_size(max(left, 0))} left{held}.",
                 hint=f"{more}, or segment a part with --roi. Smaller windows would change the result.",
             )
+
+
+def _generous(size: int) -> str:
+    """A bound to type that surely holds so much: what a program takes differs by some MB from run to run.
+
+    >>> _generous(463_000_000), _generous(14_010_000_000)
+    ('500MB', '15GB')
+    """
+    step = 50_000_000
+    return format_size(math.ceil(1.05 * size / step) * step, up=True).replace(" ", "")
 
 
 def stream_order(sides: Sequence[int], axis: int) -> tuple[int, ...]:
@@ -219,6 +239,11 @@ def stream_order(sides: Sequence[int], axis: int) -> tuple[int, ...]:
     (6, 5, 7)
     """
     return (sides[axis], *(side for other, side in enumerate(sides) if other != axis))
+
+
+def window_logits(network: SegmentationNetwork, x: Tensor) -> Tensor:
+    """(1, C, i, j, k) to (1, classes, i, j, k); a network for slices sees the one slice of its windows."""
+    return network(x) if network.card.spatial_dims == 3 else network(x.squeeze(-1)).unsqueeze(-1)
 
 
 def device_of(network: SegmentationNetwork) -> torch.device:
@@ -231,7 +256,7 @@ def _mean_of_views(network: SegmentationNetwork, x: Tensor, mirror: tuple[int, .
     total: Tensor | None = None
     for axes in _choices(mirror):
         turned = [axis - 3 for axis in axes]
-        y = network(x.flip(turned)).flip(turned) if turned else network(x)
+        y = window_logits(network, x.flip(turned)).flip(turned) if turned else window_logits(network, x)
         total = y if total is None else total.add_(y)
     assert total is not None
     return total.div_(2 ** len(mirror)) if mirror else total

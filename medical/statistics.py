@@ -90,6 +90,11 @@ class StructureFigures:
     border: tuple[str, ...] = ()
 
     @property
+    def amount(self) -> str:
+        """How much of it there is, for people."""
+        return f"{ml_text(self.ml)} ml" if self.voxels else "not found"
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """What to look at: ``empty``, ``touches border``, ``fragmented``, ``unnamed``, ``unmeasured voxels``.
 

@@ -6,26 +6,29 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from hybrid.checkpoints import read_checkpoint
+from data_specs import SegmentationSpec, load_spec
 from hybrid.errors import RequestError
 from hybrid.recipes import NetworkPart, Part, read_recipe
 from hybrid.training import Task, TrainSettings, is_first_process, train
 from hybrid.training_record import Curve, write_training
-from hybrid.training_start import start_from
-from medical.cases import Case, Folder, Patches
-from medical.loading import find_weights, save_model
+from medical.cases import Case, Folder, Patches, drawn
+from medical.loading import save_model
+from medical.losses import LossPart
 from medical.metrics import dice
+from medical.mixing import Mixed, Mixing
 from medical.models import MODULES, family
 from medical.models.base import SegmentationNetwork
 from medical.protocol import Protocol
+from medical.slabs import LabelPainter
 from medical.sliding import device_of, segment_windows
+from medical.starting import begin
 from medical.transforms import Augment, Augmentation
 
 log = logging.getLogger(__name__)
@@ -35,32 +38,21 @@ class DataPart(Part):
     """What is drawn from the scans, and what is done to it.
 
     Attributes:
+        spec: The data set, by the name of its description or a YAML file; it says what is in folders without a dataset.json.
         foreground: Share of patches with a voxel of a structure at their centre.
         augmentation: Random changes; mirroring is along the axes that the protocol names.
+        mixing: Samples made of others, after these changes; for small data.
+        cases: Train on this share (0.1) or this number (18) of the cases alone, chosen by the seed; None for all. Of one seed
+            the fewer are among the more.
         validate_on: How many of the validation cases are segmented at each validation; None for all.
     """
 
+    spec: str | None = None
     foreground: float = Field(default=0.33, ge=0, le=1)
     augmentation: Augmentation = Augmentation()
+    mixing: Mixing | None = None
+    cases: Annotated[float, Field(gt=0, le=1, strict=True)] | Annotated[int, Field(gt=0, strict=True)] | None = None
     validate_on: int | None = Field(default=None, gt=0)
-
-
-class LossPart(Part):
-    """Dice loss plus cross entropy (Isensee et al., nnU-Net, Nature Methods 2021), in equal parts.
-
-    Attributes:
-        batch: Whether Dice is of all samples of a batch together, not the mean of theirs.
-        background: Whether Dice has the background among its classes.
-    """
-
-    batch: bool = False
-    background: bool = False
-
-    def function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """(B, classes, *spatial) logits and (B, 1, *spatial) labels to a scalar."""
-        from monai.losses import DiceCELoss
-
-        return DiceCELoss(to_onehot_y=True, softmax=True, include_background=self.background, batch=self.batch)
 
 
 class Recipe(Part):
@@ -69,7 +61,8 @@ class Recipe(Part):
     Attributes:
         name: Stem of the files that it leaves.
         licence: Of the weights.
-        start_from: Weights to begin with: a model of the catalogue or a file. What fits by name and shape is taken.
+        start_from: Weights to begin with: a model of the catalogue or a file. Of a whole network what fits by name and shape
+            is taken; a file that holds an encoder alone must hold all of it.
         protocol: What the network asks of a scan; it goes into the weights' file.
     """
 
@@ -83,9 +76,20 @@ class Recipe(Part):
     training: TrainSettings
 
     @model_validator(mode="after")
-    def _classes(self) -> Recipe:
-        if self.protocol.regions:
-            raise ValueError("protocol.regions cannot be trained; give structures alone, one channel a class")
+    def _trainable(self) -> Recipe:
+        values, regions = {structure.value for structure in self.protocol.structures}, self.protocol.regions
+        if max(values, default=0) > 255:
+            raise ValueError("protocol.structures: give values up to 255")
+        if self.data.mixing and self.data.mixing.slices is not None and self.protocol.spatial_dims == 2:
+            raise ValueError("data.mixing.slices is for volumes; the patch is a slice already")
+        if not regions:
+            return self
+        if sorted(region.channel for region in regions) != list(range(len(regions))):
+            raise ValueError("protocol.regions: give one region for each channel, 0, 1, ...")
+        if not all(region.name for region in regions) or {v for region in regions for v in region.values} != values:
+            raise ValueError("protocol.regions: give each its name, and the values of the structures of which it consists")
+        if self.loss.background:
+            raise ValueError("loss.background: regions have no background")
         return self
 
 
@@ -101,18 +105,21 @@ def load_recipe(source: str | Path) -> Recipe:
 def predict(network: SegmentationNetwork, values: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Label map (i, j, k) uint8 of a scan that is ready for the network, (C, i, j, k), by sliding windows."""
     labels = np.zeros(values.shape[1:], np.uint8)
-
-    def keep(first: int, logits: Tensor) -> None:
-        labels[first : first + logits.shape[1]] = logits.argmax(0).cpu().numpy()
-
-    segment_windows(network, values, protocol, write=keep)
+    segment_windows(network, values, protocol, write=LabelPainter(labels, protocol))
     return labels
 
 
-class HeldOut:
-    """Mean Dice of a network over cases that are not trained on: of each structure, and of all structures.
+def scored(protocol: Protocol) -> dict[str, tuple[int, ...]]:
+    """What is scored, with its labels: each region, or each structure where there are none."""
+    if protocol.regions:
+        return {region.name: region.values for region in protocol.regions}
+    return {structure.name: (structure.value,) for structure in protocol.structures}
 
-    A structure that a case lacks and the network does not find is left out of the mean.
+
+class HeldOut:
+    """Mean Dice of a network over cases that are not trained on: of each structure or region, and of all of them.
+
+    What a case lacks and the network does not find is left out of the mean.
 
     Args:
         cases: Ready for the network.
@@ -125,20 +132,21 @@ class HeldOut:
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         assert isinstance(network, SegmentationNetwork)
+        network.deep_supervision = False  # of the averaged network, which is never trained
         scores = np.array([self._scores(network, case) for case in self.cases])
         with np.errstate(invalid="ignore"):
             means = np.nansum(scores, 0) / np.sum(~np.isnan(scores), 0)
-        names = [figure(structure.name) for structure in self.protocol.structures]
+        names = map(figure, scored(self.protocol))
         return {"dice": float(np.nanmean(means))} | dict(zip(names, map(float, means), strict=True))
 
     def _scores(self, network: SegmentationNetwork, case: Case) -> list[float]:
         with torch.autocast(device_of(network).type, torch.bfloat16, enabled=self.bf16):
             found = predict(network, case.values, self.protocol)
-        return [dice(found == s.value, case.labels == s.value) for s in self.protocol.structures]
+        return [dice(np.isin(found, values), np.isin(case.labels, values)) for values in scored(self.protocol).values()]
 
 
 def figure(structure: str) -> str:
-    """Name of a structure's figure in the log.
+    """Name of a structure's or region's figure in the log.
 
     >>> figure("Anterior hippocampus")
     'dice_anterior_hippocampus'
@@ -153,6 +161,7 @@ def run(
     *,
     devices: int = 1,
     accelerator: str = "auto",
+    on_start: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> tuple[SegmentationNetwork, dict[str, Any]]:
     """Train by a recipe on a folder of scans; goes on from a checkpoint in `folder`.
@@ -165,21 +174,27 @@ def run(
         InputError: The folder holds no data set, or cases that cannot be used.
         WeightsError: The weights to start from are absent or of another network.
     """
-    found = Folder.read(data)
+    found = Folder.read(data, load_spec(recipe.data.spec, SegmentationSpec) if recipe.data.spec else None)
+    names = drawn(found.train, recipe.data.cases, recipe.training.seed)
     network = make_network(recipe)
-    started = _begin(network, recipe.start_from) if recipe.start_from else {}
+    started = begin(network, recipe.start_from) if recipe.start_from else {}
+    if on_start:
+        on_start(f"{len(names)} of {len(found.train)} cases to train on, {len(found.val)} to choose by")
+        for each in started.values():
+            on_start(f"starts from {each['file']}: {each['tensors']}")
     protocol = recipe.protocol
-    training, held_out = found.cases(found.train, protocol), found.cases(found.val[: recipe.data.validate_on], protocol)
-    augment = Augment(recipe.data.augmentation, protocol.mirror)
+    training, held_out = found.cases(names, protocol), found.cases(found.val[: recipe.data.validate_on], protocol)
+    augment = Augment(recipe.data.augmentation, protocol.mirror, protocol.spatial_dims)
+    patches, mixing = Patches(training, protocol.patch, recipe.data.foreground, augment), recipe.data.mixing
     task = Task(
         network=network,
-        sample=Patches(training, protocol.patch, len(protocol.structures), recipe.data.foreground, augment),
-        loss=recipe.loss.function(),
+        sample=Mixed(patches, mixing, [structure.value for structure in protocol.structures]) if mixing else patches,
+        loss=recipe.loss.function(protocol),
         validate=HeldOut(held_out, protocol, bf16=recipe.training.precision == "bf16-mixed"),
     )
     average = train(task, recipe.training, folder, devices=devices, accelerator=accelerator, on_progress=on_progress)
     assert isinstance(average, SegmentationNetwork)
-    average.protocol = protocol
+    average.protocol, average.deep_supervision = protocol, False
     facts = {
         "recipe": recipe.model_dump(mode="json"),
         **started,
@@ -212,6 +227,12 @@ def make_network(recipe: Recipe) -> SegmentationNetwork:
             f"{network.card.title} is made for {network.card.task}, and recipes train segmentation.",
             hint="Choose another family; these weights can be what it starts from.",
         )
+    if network.card.spatial_dims != protocol.spatial_dims:
+        raise RequestError(
+            f"The network has {network.card.spatial_dims} spatial dimensions, and the patch of the protocol "
+            f"{protocol.spatial_dims}.",
+            hint="Give the patch as many edges: two for pictures and slices.",
+        )
     if (network.card.in_channels, network.card.out_channels) != (len(protocol.channels), protocol.outputs):
         raise RequestError(
             f"The network has {network.card.in_channels} input and {network.card.out_channels} output channels; the protocol "
@@ -237,16 +258,7 @@ def write_result(network: SegmentationNetwork, facts: dict[str, Any], folder: Pa
         return ()
     assert network.protocol is not None
     metadata = {"family": network.card.family, "recipe": name, "licence": facts["recipe"]["licence"]}
-    structures = {figure(s.name): s.name for s in network.protocol.structures}
-    curve = Curve({"dice": "mean of the structures"} | structures, "Dice, held-out scans", "training loss (Dice + cross entropy)")
+    names = {"dice": "mean"} | {figure(name): name for name in scored(network.protocol)}
+    curve = Curve(names, "Dice, held-out scans", "training loss (Dice + cross entropy)")
     save = partial(save_model, network=network, metadata=metadata, half=True)
     return write_training(folder, name, save, facts, curve)
-
-
-def _begin(network: SegmentationNetwork, source: str) -> dict[str, Any]:
-    """Take over the weights of another training, and return what of it belongs in the record."""
-    found = find_weights(source)
-    checkpoint = read_checkpoint(found.path)
-    report = start_from(network, checkpoint.state, rename=family(network.card.family).keys.to_ours)
-    log.info("%s: %s", found.path.name, report)
-    return {"started_from": {"file": found.path.name, "sha256": checkpoint.sha256, "tensors": str(report)}}

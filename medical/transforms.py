@@ -13,13 +13,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from medical.geometry import Grid, orthogonalised, resampled
-from medical.protocol import Protocol, Window, ZScore
+from medical.protocol import Intensity, Protocol, Window, ZScore
 
 FLOOR = 1e-8
 """Smallest standard deviation to divide by, for channels of one value."""
 
 
-def normalise(values: np.ndarray, intensity: ZScore | Window) -> np.ndarray:
+def normalise(values: np.ndarray, intensity: Intensity) -> np.ndarray:
     """Scale a scan's values as a protocol asks.
 
     Args:
@@ -33,29 +33,42 @@ def normalise(values: np.ndarray, intensity: ZScore | Window) -> np.ndarray:
     array([[ 0.,  0., -1.,  1.]], dtype=float32)
     >>> normalise(np.array([[-2000, 0, 200]]), Window(low=-100, high=100))
     array([[0. , 0.5, 1. ]], dtype=float32)
+    >>> from medical.protocol import Standardise
+    >>> normalise(np.array([[-2000, 50, 200]]), Standardise(low=-100, high=150, mean=50, std=100))
+    array([[-1.5,  0. ,  1. ]], dtype=float32)
     """
     out = np.empty(values.shape, np.float32)
-    if isinstance(intensity, Window):
+    if isinstance(intensity, ZScore):
+        for channel, scaled in zip(values, out, strict=True):
+            _z_score(channel, intensity.nonzero, scaled)
+    elif isinstance(intensity, Window):
         np.subtract(values, intensity.low, out=out, casting="same_kind")
         out /= intensity.high - intensity.low
-        return np.clip(out, 0, 1, out=out)
-    for channel, scaled in zip(values, out, strict=True):
-        counted = channel != 0 if intensity.nonzero else np.full((1,) * channel.ndim, True)
-        mean = channel.mean(dtype=np.float64, where=counted) if counted.any() else 0.0
-        np.subtract(channel, mean, out=scaled, casting="same_kind")  # in float64, piece by piece
-        variance = np.square(scaled).mean(dtype=np.float64, where=counted) if counted.any() else 0.0
-        scaled /= max(float(np.sqrt(variance)), FLOOR)
-        if intensity.nonzero:
-            scaled[~counted] = 0
+        np.clip(out, 0, 1, out=out)
+    else:
+        np.clip(values, intensity.low, intensity.high, out=out, casting="same_kind")
+        out -= intensity.mean
+        out /= intensity.std
     return out
+
+
+def _z_score(channel: np.ndarray, nonzero: bool, out: np.ndarray) -> None:
+    counted = channel != 0 if nonzero else np.full((1,) * channel.ndim, True)
+    mean = channel.mean(dtype=np.float64, where=counted) if counted.any() else 0.0
+    np.subtract(channel, mean, out=out, casting="same_kind")  # in float64, piece by piece
+    variance = np.square(out).mean(dtype=np.float64, where=counted) if counted.any() else 0.0
+    out /= max(float(np.sqrt(variance)), FLOOR)
+    if nonzero:
+        out[~counted] = 0
 
 
 def training_grid(grid: Grid, protocol: Protocol) -> Grid:
     """The grid of a turned scan at the spacing of the protocol; the same object where nothing is to be resampled."""
     straight = grid if grid.orthogonal else orthogonalised(grid)
-    if protocol.spacing is None or np.allclose(straight.spacing, protocol.spacing, rtol=1e-3):
+    if protocol.spacing is None or np.allclose(straight.spacing[: protocol.spatial_dims], protocol.spacing, rtol=1e-3):
         return straight
-    return resampled(straight, protocol.spacing)
+    i, j, *k = protocol.spacing
+    return resampled(straight, (i, j, k[0] if k else straight.spacing[2]))  # slices stay where they are
 
 
 class Augmentation(BaseModel):
@@ -92,15 +105,18 @@ class Augment:
     Args:
         augmentation: How much.
         mirror: Axes along which samples are mirrored, each with probability 1/2.
+        spatial_dims: 3 for volumes, 2 for slices, which are rotated in their plane.
     """
 
-    def __init__(self, augmentation: Augmentation, mirror: Sequence[int]) -> None:
+    def __init__(self, augmentation: Augmentation, mirror: Sequence[int], spatial_dims: int = 3) -> None:
         from monai import transforms
 
-        self.transform = transforms.Compose([*_spatial(augmentation, mirror), *_intensity(augmentation)])
+        self.transform = transforms.Compose(
+            [*_spatial(augmentation, mirror, spatial_dims), *_intensity(augmentation, spatial_dims)]
+        )
 
     def __call__(self, values: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Change values (C, i, j, k) and labels (1, i, j, k) alike; all chance comes from `rng`.
+        """Change values (C, *spatial) and labels (1, *spatial) alike; all chance comes from `rng`.
 
         What a rotation brings in from outside is 0 in both.
         """
@@ -109,7 +125,7 @@ class Augment:
         return tuple(np.ascontiguousarray(changed[key], dtype=np.float32) for key in ("values", "labels"))  # type: ignore[return-value]
 
 
-def _spatial(chosen: Augmentation, mirror: Sequence[int]) -> list[Any]:
+def _spatial(chosen: Augmentation, mirror: Sequence[int], spatial_dims: int) -> list[Any]:
     from monai import transforms
 
     both = ("values", "labels")
@@ -118,8 +134,8 @@ def _spatial(chosen: Augmentation, mirror: Sequence[int]) -> list[Any]:
         turn = transforms.RandAffined(
             both,
             prob=chosen.spatial,
-            rotate_range=[radians(chosen.rotation)] * 3,
-            scale_range=[chosen.scaling] * 3,
+            rotate_range=[radians(chosen.rotation)] * (3 if spatial_dims == 3 else 1),
+            scale_range=[chosen.scaling] * spatial_dims,
             mode=("bilinear", "nearest"),
             padding_mode="zeros",
         )
@@ -127,7 +143,7 @@ def _spatial(chosen: Augmentation, mirror: Sequence[int]) -> list[Any]:
     return steps
 
 
-def _intensity(chosen: Augmentation) -> list[Any]:
+def _intensity(chosen: Augmentation, spatial_dims: int) -> list[Any]:
     """In the order of nnU-Net: noise, blur, brightness, contrast, resolution."""
     from monai import transforms
 
@@ -146,5 +162,7 @@ def _intensity(chosen: Augmentation) -> list[Any]:
     if chosen.low_resolution > 1:
         zoom = (1 / chosen.low_resolution, 1.0)
         # Means of areas stay in their place; the nearest voxel, MONAI's default, would move the scan against its labels.
-        steps.append(transforms.RandSimulateLowResolutiond(keys, prob=chance, downsample_mode="area", zoom_range=zoom))
+        up = "trilinear" if spatial_dims == 3 else "bilinear"
+        low = transforms.RandSimulateLowResolutiond(keys, prob=chance, downsample_mode="area", upsample_mode=up, zoom_range=zoom)
+        steps.append(low)
     return steps

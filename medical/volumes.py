@@ -18,11 +18,13 @@ from medical.nifti import NiftiFile, NiftiOrigin, open_nifti
 
 if TYPE_CHECKING:
     from medical.dicom import DicomOrigin
+    from medical.pictures import PictureOrigin
 
 __all__ = ["NIFTI_ENDINGS", "NiftiOrigin", "Volume", "is_nifti", "read_volume", "stack", "stem"]
 
 NIFTI_ENDINGS = (".nii.gz", ".hdr.gz", ".img.gz", ".nii", ".hdr", ".img")
-_OTHER_ENDINGS = (".dcm", ".dicom", ".ima", ".zip")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".avif")
+_OTHER_ENDINGS = (".dcm", ".dicom", ".ima", ".zip", *PICTURE_ENDINGS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ class Volume:
     values: np.ndarray
     grid: Grid
     name: str
-    origin: NiftiOrigin | DicomOrigin
+    origin: NiftiOrigin | DicomOrigin | PictureOrigin
     warnings: tuple[str, ...] = field(default=())
 
 

@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import j1
 
+from restore.motion_kernels import DefocusKernel, MotionKernel, ShakeKernel
+
 Profile = Literal["gaussian", "plateau"]
 
 
@@ -94,7 +96,8 @@ class SincKernel:
         return f"sinc {self.size} px, cutoff {self.cutoff / math.pi:.2f} pi"
 
 
-Kernel = GaussianKernel | SincKernel
+Kernel = GaussianKernel | SincKernel | ShakeKernel | MotionKernel | DefocusKernel
+"""Those of this file, and those of `restore.motion_kernels`."""
 
 
 def _grid(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

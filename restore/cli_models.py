@@ -40,7 +40,18 @@ class Pictures(ModelsOf):
         return family(name)
 
     def facts(self, network: RestorationNetwork, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        yield "scale", f"x{network.card.scale}, {network.card.channels} channels"
+        card = network.card
+        given = (
+            f"{card.channels} channels"
+            if card.out_channels == card.channels
+            else f"{card.channels} channels to {card.out_channels}"
+        )
+        yield "scale", f"x{card.scale}, {given}"
+        yield "task", " or ".join(card.tasks) + (", as far as a file tells" if len(card.tasks) > 1 else "")
+        if card.outputs > 1:
+            pure = ", ".join(map(str, card.pure_outputs))
+            averages = "" if len(card.pure_outputs) == card.outputs else "; the others are averages of two"
+            yield "outputs", f"{card.outputs}, of which {pure} are heads{averages}"
 
 
 models = models_app(Pictures())

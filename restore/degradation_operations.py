@@ -20,6 +20,7 @@ from restore.blur_kernels import Kernel
 from restore.resize import round_to_uint8
 
 Pixels = NDArray[np.float32]
+Chroma = Literal["4:2:0", "4:4:4"]
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of full-range BT.601 luma, the gray of JPEG."""
@@ -38,18 +39,67 @@ class Blur:
     """Convolution with a kernel; the picture is mirrored at its edges, the edge pixel not repeated.
 
     The published recipes pad their kernels with zeros to 21 pixels, to stack them in a batch; the result is the same.
+
+    Attributes:
+        kernel: What a point becomes.
+        linear: Mix light, as lenses and sensors do, instead of sRGB values; the result is then inside [0, 1].
     """
 
     kernel: Kernel
+    linear: bool = False
 
     def apply(self, image: Pixels) -> Pixels:
+        if self.linear:
+            return _to_srgb(Blur(self.kernel).apply(_to_light(image)))
         reach = self.kernel.size // 2
         padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "reflect")
-        kernel = self.kernel.array().astype(np.float32)[..., None]
-        return fftconvolve(padded, kernel, mode="valid", axes=(0, 1)).astype(np.float32, copy=False)
+        return _convolve(padded, self.kernel.array())
 
     def __str__(self) -> str:
         return str(self.kernel)
+
+
+@dataclass(frozen=True)
+class VaryingBlur:
+    """Blur that changes over the picture: at each pixel the kernel is the bilinear mean of four out of a grid.
+
+    The outermost kernels lie on the picture's outermost pixels, the others evenly between; edges as in `Blur`. It is what
+    one gets by mixing whole blurred pictures, done where each has a part.
+
+    Source: Nagy and O'Leary, "Restoring Images Degraded by Spatially Variant Blur", SIAM Journal on Scientific Computing
+    19(4), 1998, with the linear weights.
+
+    Attributes:
+        kernels: Rows of the grid, all equally long.
+        linear: As in `Blur`.
+    """
+
+    kernels: tuple[tuple[Kernel, ...], ...]
+    linear: bool = False
+
+    def apply(self, image: Pixels) -> Pixels:
+        if self.linear:
+            return _to_srgb(VaryingBlur(self.kernels).apply(_to_light(image)))
+        arrays = [[kernel.array() for kernel in row] for row in self.kernels]
+        far = max(len(array) for row in arrays for array in row) // 2
+        padded = np.pad(image, ((far, far), (far, far), (0, 0)), "reflect")
+        result = np.zeros_like(image)
+        for row, down in zip(arrays, _hats(image.shape[0], len(arrays)), strict=True):
+            for array, right in zip(row, _hats(image.shape[1], len(row)), strict=True):
+                if not (down.any() and right.any()):
+                    continue  # more kernels than pixels
+                place = _held(down), _held(right)
+                around = far - len(array) // 2
+                window = tuple(slice(part.start + around, part.stop + 2 * far - around) for part in place)
+                weights = np.outer(down[place[0]], right[place[1]])[..., None]
+                result[place] += weights * _convolve(padded[window], array)
+        return result
+
+    def __str__(self) -> str:
+        by_size = sorted((kernel for row in self.kernels for kernel in row), key=lambda kernel: kernel.size)
+        least, largest = str(by_size[0]), str(by_size[-1])
+        named = least if least == largest else f"{least} to {largest}"
+        return f"{named}, {len(self.kernels)} x {len(self.kernels[0])} kernels"
 
 
 @dataclass(frozen=True)
@@ -75,16 +125,19 @@ class GaussianNoise:
         sigma: Standard deviation in units of 1/255.
         gray: The same noise in all channels.
         seed: Of the generator of this noise.
+        clip: Back into [0, 1], as in a file; without, the noise stays Gaussian in dark and bright places too.
     """
 
     sigma: float
     gray: bool
     seed: int
+    clip: bool = True
 
     def apply(self, image: Pixels) -> Pixels:
         shape = (*image.shape[:2], 1 if self.gray else image.shape[2])
         noise = np.random.default_rng(self.seed).standard_normal(shape, np.float32)
-        return np.clip(image + noise * np.float32(self.sigma / 255), 0, 1)
+        noisy = image + noise * np.float32(self.sigma / 255)
+        return np.clip(noisy, 0, 1) if self.clip else noisy
 
     def __str__(self) -> str:
         return f"Gaussian noise {self.sigma:.1f}{', gray' if self.gray else ''}"
@@ -149,21 +202,24 @@ class CameraNoise:
 
 @dataclass(frozen=True)
 class Compression:
-    """There and back through a JPEG or WebP file in memory; chroma at half the resolution, as both do by default.
+    """There and back through a JPEG or WebP file in memory.
 
     Attributes:
         format: Of the file.
         quality: 1 to 100, of libjpeg's or libwebp's scale.
+        chroma: At half the resolution both ways (4:2:0, the default of both), or whole (4:4:4, in JPEG alone).
     """
 
     format: Literal["jpeg", "webp"]
     quality: int
+    chroma: Chroma = "4:2:0"
 
     def apply(self, image: Pixels) -> Pixels:
         picture = pyvips.Image.new_from_array(round_to_uint8(image * 255)).copy(interpretation="srgb")
         try:
             if self.format == "jpeg":
-                file = picture.jpegsave_buffer(Q=self.quality, subsample_mode="on")
+                mode = "on" if self.chroma == "4:2:0" else "off"
+                file = picture.jpegsave_buffer(Q=self.quality, subsample_mode=mode)
             else:
                 file = picture.webpsave_buffer(Q=self.quality)
         except pyvips.Error as error:  # 65535 pixels along a side are the limit of JPEG, 16383 that of WebP
@@ -172,7 +228,7 @@ class Compression:
         return pyvips.Image.new_from_buffer(file, "").numpy().astype(np.float32) / np.float32(255)
 
     def __str__(self) -> str:
-        return f"{'JPEG' if self.format == 'jpeg' else 'WebP'} {self.quality}"
+        return f"{'JPEG' if self.format == 'jpeg' else 'WebP'} {self.quality}{'' if self.chroma == '4:2:0' else ' 4:4:4'}"
 
 
 def srgb_to_linear(values: NDArray) -> NDArray[np.float64]:
@@ -188,3 +244,27 @@ def srgb_to_linear(values: NDArray) -> NDArray[np.float64]:
 def linear_to_srgb(linear: NDArray[np.float64]) -> NDArray[np.float64]:
     """The inverse of `srgb_to_linear`."""
     return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def _to_light(image: Pixels) -> Pixels:
+    return srgb_to_linear(image).astype(np.float32)
+
+
+def _to_srgb(light: Pixels) -> Pixels:
+    return linear_to_srgb(np.clip(light, 0, 1).astype(np.float64)).astype(np.float32)
+
+
+def _convolve(padded: Pixels, kernel: NDArray[np.float64]) -> Pixels:
+    result = fftconvolve(padded, kernel.astype(np.float32)[..., None], mode="valid", axes=(0, 1))
+    return result.astype(np.float32, copy=False)
+
+
+def _hats(size: int, count: int) -> NDArray[np.float32]:
+    """Linear weights, (count, size), of nodes spread evenly from the first pixel to the last; they sum to 1."""
+    places = np.linspace(0, count - 1, size)
+    return np.clip(1 - np.abs(places - np.arange(count)[:, None]), 0, 1).astype(np.float32)
+
+
+def _held(weights: NDArray[np.float32]) -> slice:
+    held = np.flatnonzero(weights)
+    return slice(int(held[0]), int(held[-1]) + 1)

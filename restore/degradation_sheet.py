@@ -46,17 +46,21 @@ def degradation_sheet(image: NDArray[np.uint8], seeds: Sequence[int], pipeline: 
         seeds: One realisation of the pipeline for each, with the list of what was done.
         pipeline: The random degradation.
     """
+    return draw_sheet(
+        [("Each kind alone", _kinds(image)), (f"Drawn at random, x{pipeline.scale}", _draws(image, seeds, pipeline))]
+    )
+
+
+def draw_sheet(sections: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
+    """Draw panels in rows under the heading of their section."""
     from matplotlib.figure import Figure
 
-    sections = [
-        ("Each kind alone", _rows(_kinds(image))),
-        (f"Drawn at random, x{pipeline.scale}", _rows(_draws(image, seeds, pipeline))),
-    ]
+    laid = [(heading, _rows(panels)) for heading, panels in sections]
     width = COLUMNS * _SIDE + (COLUMNS + 1) * _GAP
-    height = sum(_HEADING + sum(_row_height(row) for row in rows) for _, rows in sections)
+    height = sum(_HEADING + sum(_row_height(row) for row in rows) for _, rows in laid)
     figure = Figure(figsize=(width, height))
     y = height
-    for heading, rows in sections:
+    for heading, rows in laid:
         y -= _HEADING
         figure.text(_GAP / width, (y + 0.09) / height, heading, fontsize=9, fontweight="bold")
         for row in rows:
@@ -98,7 +102,7 @@ def _kinds(image: NDArray[np.uint8]) -> list[Panel]:
     panels = [Panel(detail, (f"{detail.shape[1]} x {detail.shape[0]} pixels of the original",))]
     for operation in single_degradations((detail.shape[0], detail.shape[1])):
         kernel = operation.kernel.array() if isinstance(operation, Blur) else None
-        panels.append(Panel(round_to_uint8(operation.apply(values) * 255), tuple(_wrapped(operation)), kernel))
+        panels.append(Panel(round_to_uint8(operation.apply(values) * 255), tuple(wrapped(operation)), kernel))
     return panels
 
 
@@ -107,12 +111,13 @@ def _draws(image: NDArray[np.uint8], seeds: Sequence[int], pipeline: Pipeline) -
     panels = []
     for seed in seeds:
         degraded = pipeline.apply(whole, np.random.default_rng(seed))
-        lines = [line for step in degraded.steps for line in _wrapped(step)]
+        lines = [line for step in degraded.steps for line in wrapped(step)]
         panels.append(Panel(degraded.image, (f"seed {seed}", *lines)))
     return panels
 
 
-def _wrapped(operation: Operation) -> list[str]:
+def wrapped(operation: Operation | str) -> list[str]:
+    """Lines of a caption that fit below a panel."""
     return textwrap.wrap(str(operation), _LETTERS, subsequent_indent="   ")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -17,8 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from restore import degradation_operations as operations
 from restore.blur_kernels import GaussianKernel, Profile, SincKernel
-from restore.degradation_operations import Operation
+from restore.degradation_operations import Chroma, Operation
 from restore.interpolation import METHODS, Method
+from restore.motion_kernels import DefocusKernel, MotionKernel, ShakeKernel
 
 Value = TypeVar("Value", int, float)
 
@@ -46,6 +47,10 @@ Photon = Annotated[float, Field(ge=1e-9, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+FromZero = Annotated[tuple[Weight, Weight], AfterValidator(_ordered)]
+Length = Annotated[tuple[Annotated[float, Field(gt=0, le=200)], Annotated[float, Field(gt=0, le=200)]], AfterValidator(_ordered)]
+Roll = Annotated[tuple[Annotated[float, Field(ge=-30, le=30)], Annotated[float, Field(ge=-30, le=30)]], AfterValidator(_ordered)]
+Grid = Annotated[int, Field(ge=1, le=32)]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1, le=101)], Annotated[int, Field(ge=1, le=101)]],
                   AfterValidator(_ordered), AfterValidator(_odd)]  # fmt: skip
 Quality = Annotated[tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]], AfterValidator(_ordered)]
@@ -148,6 +153,63 @@ class Sinc(Step):
         return (operations.Blur(SincKernel(size, float(rng.uniform(low, high)))),)
 
 
+class CameraShake(Step):
+    """The blur of a hand-held camera; see `restore.motion_kernels.ShakeKernel`. All numbers are drawn evenly.
+
+    With a roll, `grid` x `grid` kernels of the one movement hold over the picture, the camera's axis being its middle: the
+    step then has to come before all resizing.
+    """
+
+    kind: Literal["camera-shake"] = "camera-shake"
+    length: Annotated[Length, Field(description="of the path, in pixels")] = (5.0, 40.0)
+    jitter: Annotated[FromZero, Field(description="change of direction over a pixel, in radians")] = (0.05, 0.5)
+    pull: FromZero = (0.0, 0.02)
+    jolts: Annotated[FromZero, Field(description="sudden reversals along the path")] = (0.0, 1.0)
+    roll: Annotated[Roll, Field(description="turn of the camera, in degrees")] = (0.0, 0.0)
+    grid: Grid = 5
+    linear: Annotated[bool, Field(description="in linear light")] = True
+
+    def _draw(self, rng: np.random.Generator, frame: Frame) -> tuple[Operation, ...]:
+        length, jitter, pull, jolts = (float(rng.uniform(*each)) for each in (self.length, self.jitter, self.pull, self.jolts))
+        roll = math.radians(rng.uniform(*self.roll))
+        kernel = ShakeKernel(length, jitter, pull, jolts, _seed(rng), roll)
+        if not roll:
+            return (operations.Blur(kernel, self.linear),)
+        rows, columns = ((np.linspace(-0.5, 0.5, self.grid) * (side - 1)).tolist() for side in frame.input)
+        kernels = tuple(tuple(replace(kernel, place=(row, column)) for column in columns) for row in rows)
+        return (operations.VaryingBlur(kernels, self.linear),)
+
+
+class ObjectMotion(Step):
+    """Even movement along a line, or along an arc of a circle, in any direction."""
+
+    kind: Literal["object-motion"] = "object-motion"
+    length: Annotated[Length, Field(description="of the path, in pixels")] = (5.0, 40.0)
+    turn: Annotated[FromZero, Field(description="change of direction, in degrees, to either side")] = (0.0, 90.0)
+    linear: Annotated[bool, Field(description="in linear light")] = True
+
+    def _draw(self, rng: np.random.Generator, frame: Frame) -> tuple[Operation, ...]:
+        length, angle, turn = rng.uniform(*self.length), rng.uniform(0, 2 * math.pi), math.radians(rng.uniform(*self.turn))
+        kernel = MotionKernel(float(length), float(angle), turn if rng.random() < 0.5 else -turn)
+        return (operations.Blur(kernel, self.linear),)
+
+
+class Defocus(Step):
+    """A disk of a radius drawn evenly. With a `grid` above 1 the radius changes over the picture, as depth does."""
+
+    kind: Literal["defocus"] = "defocus"
+    radius: Annotated[Length, Field(description="of the disk, in pixels")] = (1.0, 8.0)
+    grid: Grid = 1
+    linear: Annotated[bool, Field(description="in linear light")] = True
+
+    def _draw(self, rng: np.random.Generator, frame: Frame) -> tuple[Operation, ...]:
+        radii = rng.uniform(*self.radius, (self.grid, self.grid)).tolist()
+        kernels = tuple(tuple(DefocusKernel(radius) for radius in row) for row in radii)
+        if self.grid == 1:
+            return (operations.Blur(kernels[0][0], self.linear),)
+        return (operations.VaryingBlur(kernels, self.linear),)
+
+
 class Resize(Step):
     """Resizing up, down or not, by a factor of the size at one end of the pipeline; by itself, to exactly that size.
 
@@ -181,14 +243,16 @@ class Resize(Step):
 
 
 class GaussianNoise(Step):
-    """White noise of a strength drawn evenly."""
+    """White noise of a strength drawn evenly; both ends the same for a known one."""
 
     kind: Literal["gaussian-noise"] = "gaussian-noise"
-    sigma: Annotated[Range, Field(description="standard deviation in units of 1/255")] = (1.0, 30.0)
+    sigma: Annotated[FromZero, Field(description="standard deviation in units of 1/255")] = (1.0, 30.0)
     gray: Annotated[Probability, Field(description="how often all channels get the same noise")] = 0.4
+    clip: Annotated[bool, Field(description="back into [0, 1]")] = True
 
     def _draw(self, rng: np.random.Generator, frame: Frame) -> tuple[Operation, ...]:
-        return (operations.GaussianNoise(float(rng.uniform(*self.sigma)), bool(rng.random() < self.gray), _seed(rng)),)
+        sigma, gray = float(rng.uniform(*self.sigma)), bool(rng.random() < self.gray)
+        return (operations.GaussianNoise(sigma, gray, _seed(rng), self.clip),)
 
 
 class PoissonNoise(Step):
@@ -226,9 +290,19 @@ class Compression(Step):
 
     kind: Literal["jpeg", "webp"]
     quality: Quality = (30, 95)
+    chroma: Annotated[tuple[Chroma, ...], Field(min_length=1, description="drawn evenly; WebP has 4:2:0 alone")] = ("4:2:0",)
+
+    @model_validator(mode="after")
+    def _held_by_the_format(self) -> Compression:
+        if self.kind == "webp" and "4:4:4" in self.chroma:
+            raise ValueError("WebP has no 4:4:4")
+        return self
 
     def _draw(self, rng: np.random.Generator, frame: Frame) -> tuple[Operation, ...]:
-        return (operations.Compression(self.kind, int(rng.integers(self.quality[0], self.quality[1], endpoint=True))),)
+        quality = int(rng.integers(self.quality[0], self.quality[1], endpoint=True))
+        # One choice takes no draw, so that recipes from before there were two give the same pictures.
+        chroma = self.chroma[int(rng.integers(len(self.chroma)))] if len(self.chroma) > 1 else self.chroma[0]
+        return (operations.Compression(self.kind, quality, chroma),)
 
 
 class OneOf(Step):
@@ -260,7 +334,18 @@ class AnyOrder(Step):
 
 
 AnyStep: TypeAlias = Annotated[
-    Blur | Sinc | Resize | GaussianNoise | PoissonNoise | CameraNoise | Compression | OneOf | AnyOrder,
+    Blur
+    | Sinc
+    | CameraShake
+    | ObjectMotion
+    | Defocus
+    | Resize
+    | GaussianNoise
+    | PoissonNoise
+    | CameraNoise
+    | Compression
+    | OneOf
+    | AnyOrder,
     Field(discriminator="kind"),
 ]
 OneOf.model_rebuild()

@@ -1,4 +1,4 @@
-"""Real-world degradation, which makes the low-resolution pictures that restoration networks are trained on.
+"""Degradation, which makes the low-resolution, blurred, noisy and compressed pictures that networks are trained on.
 
     low = REAL_WORLD_X4.apply(photograph, np.random.default_rng(0))
     low.image, [str(step) for step in low.steps]
@@ -23,16 +23,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from hybrid.errors import RequestError
-from restore.degradation_operations import Operation, Pixels
+from restore.degradation_operations import Chroma, Operation, Pixels
 from restore.degradation_operations import Resize as ResizeOperation
 from restore.degradation_steps import (
     AnyOrder,
     AnyStep,
     Blur,
     CameraNoise,
+    CameraShake,
     Compression,
+    Defocus,
     Frame,
     GaussianNoise,
+    ObjectMotion,
     OneOf,
     PoissonNoise,
     Resize,
@@ -49,10 +52,12 @@ class Degraded:
     Attributes:
         image: (h, w, 3) uint8.
         steps: The operations in order, with all their numbers.
+        values: (h, w, 3) float32, `image` before it was rounded and clipped.
     """
 
     image: NDArray[np.uint8]
     steps: tuple[Operation, ...]
+    values: Pixels
 
 
 class Pipeline(BaseModel):
@@ -102,7 +107,8 @@ class Pipeline(BaseModel):
         """
         pixels = _to_float(image)
         plan = self.draw((image.shape[0], image.shape[1]), rng)
-        return Degraded(round_to_uint8(run(plan, pixels) * 255), plan)
+        values = run(plan, pixels)
+        return Degraded(round_to_uint8(values * 255), plan, values)
 
 
 def first_order(scale: int) -> Pipeline:
@@ -130,6 +136,35 @@ def second_order(scale: int) -> Pipeline:
     return Pipeline(scale=scale, steps=(*first, *second, end))
 
 
+def motion_blur(roll: float = 0.5, noise: float = 2.0) -> Pipeline:
+    """A shaken camera or a moving object, at times out of focus, in linear light, with faint noise that is always there.
+
+    Args:
+        roll: Greatest turn of the camera to either side, in degrees; 0 is the same blur all over the picture.
+        noise: Greatest standard deviation, in 1/255.
+    """
+    shake = CameraShake(roll=(-roll, roll))
+    movement = OneOf(steps=(shake, ObjectMotion(), Defocus(radius=(1, 5))), weights=(0.7, 0.2, 0.1))
+    return Pipeline(scale=1, steps=(movement, GaussianNoise(sigma=(0, noise), gray=0)))
+
+
+def gaussian_noise(sigma: float | tuple[float, float] = (0.0, 50.0), clip: bool = False) -> Pipeline:
+    """White noise on each channel, as colour denoisers are trained and judged with: in `Degraded.values`, not clipped.
+
+    Args:
+        sigma: Standard deviation in 1/255; a range for networks that are not told (blind), drawn evenly.
+        clip: Back into [0, 1].
+    """
+    between = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    return Pipeline(scale=1, steps=(GaussianNoise(sigma=between, gray=0, clip=clip),))
+
+
+def jpeg(quality: int | tuple[int, int] = (10, 95), chroma: tuple[Chroma, ...] = ("4:2:0", "4:4:4")) -> Pipeline:
+    """One JPEG compression, of a quality or a range of them."""
+    between = quality if isinstance(quality, tuple) else (quality, quality)
+    return Pipeline(scale=1, steps=(Compression(kind="jpeg", quality=between, chroma=chroma),))
+
+
 def _blur(sigma: tuple[float, float], probability: float = 1.0) -> OneOf:
     return OneOf(steps=(Sinc(), Blur(sigma=sigma)), weights=(0.1, 0.9), probability=probability)
 
@@ -150,3 +185,11 @@ REAL_WORLD_X4 = second_order(4)
 """From a photograph to what HAT's published x4 real-world networks were trained to undo."""
 
 PRESETS: dict[str, Callable[[int], Pipeline]] = {"first-order": first_order, "real-world": second_order}
+"""Those that shrink, by a scale."""
+
+SAME_SIZE_PRESETS: dict[str, Callable[[], Pipeline]] = {
+    "motion-blur": motion_blur,
+    "gaussian-noise": gaussian_noise,
+    "jpeg": jpeg,
+}
+"""Those of scale 1, for deblurring, denoising and the removal of JPEG's traces."""

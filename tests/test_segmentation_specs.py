@@ -17,7 +17,7 @@ from medical.metrics import Conventions
 from medical.structures import Structure
 
 FOLDER = Path(data_specs.__file__).parent
-STRUCTURES = {"acdc": 3, "amos": 15, "brats21": 3, "btcv": 13, "msd-hippocampus": 2, "synapse": 8}
+STRUCTURES = {"acdc": 3, "amos": 15, "brats21": 3, "btcv": 13, "membrane": 1, "msd-hippocampus": 2, "synapse": 8}
 
 
 def put(folder: Path, *names: str) -> None:

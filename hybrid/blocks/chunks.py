@@ -39,3 +39,10 @@ def accumulate(total: Tensor, term: Tensor) -> Tensor:
     if torch.is_grad_enabled() or total.dtype != torch.result_type(total, term):
         return total + term
     return total.add_(term)
+
+
+def modulate(total: Tensor, factor: Tensor) -> Tensor:
+    """total * factor, in place where no gradient needs the old value. `total` must belong to the caller."""
+    if torch.is_grad_enabled() or total.dtype != torch.result_type(total, factor):
+        return total * factor
+    return total.mul_(factor)

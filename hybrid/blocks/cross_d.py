@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.blocks.convolution import convolve
+
 LARGEST_ANGLE = math.pi / 4
 HIDDEN = 16
 """Channels inside the predictor of axis and angle."""
@@ -60,7 +62,7 @@ class CrossDConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, *spatial) to (B, O, *spatial)."""
         if self.rotation_params is None:
-            return F.conv3d(x, self.weights_3d, stride=self.stride, padding=self.padding, groups=self.groups)
+            return convolve(x, self.weights_3d, None, [self.stride] * 3, [self.padding] * 3, self.groups)
         if self.weights_3d.shape[-1] == 1 and not self.training:  # one voxel stays where it is; in training all takes part
             return self._convolve(x, self.weights_3d[..., 0])
         # One image after the other: faster on a CPU than all as groups of one, and one kernel at a time is held.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def sub_pixel_stages(features: int, scale: int) -> nn.Sequential:
@@ -25,10 +27,11 @@ def sub_pixel_stages(features: int, scale: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+def pad_to_multiple(x: Tensor, multiple: int, mode: Literal["reflect", "zeros"] = "reflect") -> Tensor:
     """Extend (B, C, *spatial) at the far end of each spatial axis to a multiple, by reflection without repeating the edge.
 
-    Reflects back and forth where the padding is longer than the axis; an axis of one element is repeated.
+    With `mode` ``zeros`` by zeros. Reflects back and forth where the padding is longer than the axis; an axis of one element
+    is repeated.
 
     >>> pad_to_multiple(torch.tensor([[[1.0, 2.0, 3.0]]]), 8)
     tensor([[[1., 2., 3., 2., 1., 2., 3., 2.]]])
@@ -36,7 +39,9 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     for axis in range(2, x.ndim):
         size = x.shape[axis]
         target = -(-size // multiple) * multiple
-        if target != size:
+        if target != size and mode == "zeros":
+            x = F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [0, target - size])
+        elif target != size:
             place = torch.arange(target, device=x.device) % max(1, 2 * (size - 1))
             x = x.index_select(axis, torch.minimum(place, (2 * (size - 1) - place).abs()).clamp_(max=size - 1))
     return x

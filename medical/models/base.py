@@ -53,10 +53,12 @@ class SegmentationNetwork(families.Network):
     Attributes:
         card: Its facts.
         protocol: What it asks of a scan and what its outputs mean; None where nobody said.
+        deep_supervision: Whether `forward` returns the logits of all scales, the full one first; for training.
     """
 
     card: SegmentationCard
     protocol: Protocol | None = None
+    deep_supervision: bool = False
 
     def segment(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) with sides that are multiples of `card.multiple` to (B, classes, *spatial)."""

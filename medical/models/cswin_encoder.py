@@ -144,15 +144,3 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """All grids of a (B, C, *spatial) image, as images (B, C', *spatial'), the finest first."""
         return [to_image(grid) for grid in self.grids(x)]
-
-
-def initialise(network: nn.Module) -> None:
-    """Linear layers as published: normal with standard deviation 0.02, biases 0. Others as torch draws them.
-
-    Published code cuts the normal distribution off at 2, which is a hundred standard deviations away.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hybrid.checkpoints import load_strict, read_checkpoint
+from hybrid.checkpoints import Checkpoint, load_strict, read_checkpoint
 from hybrid.errors import RequestError, WeightsError
 from medical.loading import saved_options
 from medical.models.cswin_unet import HEADS, KEYS, PREFIX, CSWinUNet
 from medical.models.cswin_unet_3d import CSWinUNet3D
+from medical.models.encoders import EncoderFiles
 
 FIRST = "embed.weight"
 """The weights that make tokens of the image."""
@@ -46,20 +47,31 @@ def load_encoder(network: CSWinUNet | CSWinUNet3D, path: str | Path) -> int:
     state = {new: checkpoint.state[name] for name, new in names.items() if new in own}
     if FIRST not in state:
         raise WeightsError(f"{checkpoint.path.name} holds no CSWin encoder.", hint="Give one such as cswin_tiny_224.pth.")
+    check_heads(network, checkpoint)
+    state[FIRST] = _for_channels(state[FIRST], network.config.in_channels)
+    load_strict(network.encoder, state)
+    if isinstance(network, CSWinUNet):
+        network.stages.load_state_dict(network.encoder.stages.state_dict())
+    return len(own)
+
+
+def check_heads(network: CSWinUNet | CSWinUNet3D, checkpoint: Checkpoint) -> None:
+    """Refuse weights of another number of heads than the network has, which no shape tells.
+
+    Raises:
+        RequestError: They are of another one.
+    """
+    last = max(network.config.stages)
     heads = saved_options(checkpoint.path.name, checkpoint.metadata).get("num_heads")
-    if heads is None and state[FIRST].ndim == 4:
-        heads = HEADS.get(len(state[FIRST]))
+    stem = next((t for name, t in checkpoint.state.items() if encoder_name(name, last) == FIRST), None)
+    if heads is None and stem is not None and stem.ndim == 4:
+        heads = HEADS.get(len(stem))
     if heads is not None and tuple(heads)[:last] != network.config.num_heads:
         raise RequestError(
             f"{checkpoint.path.name} was trained with {_listed(heads)} heads, and the network has "
             f"{_listed(network.config.num_heads)}.",
             hint=f"Create the network with num_heads=({_listed(heads)}).",
         )
-    state[FIRST] = _for_channels(state[FIRST], network.config.in_channels)
-    load_strict(network.encoder, state)
-    if isinstance(network, CSWinUNet):
-        network.stages.load_state_dict(network.encoder.stages.state_dict())
-    return len(own)
 
 
 def encoder_name(name: str, last: int) -> str | None:
@@ -78,6 +90,15 @@ def encoder_name(name: str, last: int) -> str | None:
     return ours.removeprefix("encoder.") if ours.startswith("encoder.") else None
 
 
+def file_name(name: str) -> str:
+    """The name of a tensor of our encoder in a file of it alone: as in the published backbone.
+
+    >>> file_name("stages.1.0.attention.local.1.bias")
+    'stage1.0.attns.1.get_v.bias'
+    """
+    return KEYS.to_published("encoder." + name).removeprefix(PREFIX)
+
+
 def _for_channels(weight: Tensor, channels: int) -> Tensor:
     """The stem's weights (C, in, ...) for another number of channels."""
     if weight.shape[1] == channels:
@@ -87,3 +108,8 @@ def _for_channels(weight: Tensor, channels: int) -> Tensor:
 
 def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
+
+
+ENCODER_FILES = EncoderFiles(
+    load_encoder, check_heads, lambda network, name: encoder_name(name, max(network.config.stages)), file_name
+)

@@ -22,10 +22,11 @@ from hybrid.blocks.chunks import accumulate, chunk_length
 from hybrid.blocks.convolution import PointwiseConvolution
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.errors import WeightsError
+from hybrid.initialisation import initialise_linears
 from hybrid.keys import KeyMap, count_numbered
 from medical.models import cswin_unet_3d
 from medical.models.base import Family, SegmentationCard, SegmentationNetwork
-from medical.models.cswin_encoder import CSWinConfig, Encoder, initialise
+from medical.models.cswin_encoder import CSWinConfig, Encoder
 
 PREFIX = "cswin_unet."
 NEIGHBOURS = 9
@@ -86,7 +87,7 @@ class CSWinUNet(SegmentationNetwork):
         self.joins = nn.ModuleDict({str(i): nn.Linear(w, w // 2) for i, w in widths.items() if i > 1})
         self.norm = nn.LayerNorm(widths[1])
         self.head = nn.Conv2d(widths[1], config.out_channels, 1, bias=False)
-        initialise(self)
+        initialise_linears(self)
         self.card = _card(config)
 
     def options(self) -> dict[str, Any]:

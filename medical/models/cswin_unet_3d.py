@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.layout import to_image
+from hybrid.initialisation import initialise_linears
 from medical.models.base import SegmentationCard, SegmentationNetwork
-from medical.models.cswin_encoder import CSWinConfig, Encoder, initialise
+from medical.models.cswin_encoder import CSWinConfig, Encoder
 from medical.models.unet_blocks import CONVOLUTIONS, ResidualBlock, UpBlock
 
 
@@ -76,7 +77,7 @@ class CSWinUNet3D(SegmentationNetwork):
             {str(i): StridedUpBlock(widths[i], widths[i - 1], strides[i - 1]) for i in reversed(config.stages)}
         )
         self.head = CONVOLUTIONS[3](widths[0], config.out_channels, 1)
-        initialise(self.encoder)
+        initialise_linears(self.encoder)
         self.card = _card(config)
 
     def options(self) -> dict[str, Any]:

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.chunks import accumulate
+from hybrid.blocks.convolution import convolve
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.normalisation import Affine, apply_affine, instance_norm, moments
 from medical.models.unet_blocks import CONVOLUTIONS, SLOPE
-
-_LEAST_VOXELS = 200
-"""Of a volume that oneDNN convolves faster than torch's own unfolding, measured for 8 to 320 channels."""
 
 
 class ActiveNorm(nn.Module):
@@ -91,21 +89,6 @@ class SubPixelUp(nn.Module):
         for conv in (self.conv1, self.conv2):
             y = convolve(y, conv.weight, conv.bias).tanh_()
         return pixel_shuffle(to_tokens(y), self.stride)
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] | None = None) -> Tensor:
-    """torch's conv2d or conv3d of (B, C, *spatial) with an odd kernel, centred; by oneDNN also where torch would not ask it.
-
-    torch unfolds the grid of a single volume when channels times depth times height are 20480 or fewer, whatever its width.
-    From some hundred voxels on that takes 2 to 40 times as long, and 27 times the grid's memory.
-    """
-    stride, padding = stride or [1] * (x.ndim - 2), [edge // 2 for edge in weight.shape[2:]]
-    single = weight.ndim == 5 and len(x) == 1 and prod(x.shape[2:]) >= _LEAST_VOXELS * prod(stride)
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if single and plain and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
-        result: Tensor = torch.mkldnn_convolution(x, weight, bias, padding, stride, [1, 1, 1], 1)
-        return result
-    return (F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, stride, padding)
 
 
 def pixel_shuffle(x: Tensor, factors: Sequence[int]) -> Tensor:

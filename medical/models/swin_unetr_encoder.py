@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hybrid.checkpoints import load_strict, read_checkpoint
+from hybrid.checkpoints import Checkpoint, load_strict, read_checkpoint
 from hybrid.errors import RequestError, WeightsError
 from medical.loading import saved_options
+from medical.models.encoders import EncoderFiles
 from medical.models.swin_unetr import KEYS, SwinUNETR
 
 PUBLISHED_MERGING = "legacy"
-"""The merging order that all published encoders were trained with."""
+"""The merging order that all published encoders were trained with, but those of version 2."""
 _ENCODER = re.compile(r"patch_embed\.|layers\d+c?\.0\.")
 _DISRUPTIVE = re.compile(r"encoder\.(?:(layers\d+c?\.0\.)0\.|(?=patch_embed\.))")
 _INDEX = "*.relative_position_index"
@@ -44,20 +45,30 @@ def load_encoder(network: SwinUNETR, path: str | Path) -> int:
         WeightsError: The file is damaged, or lacks tensors of the encoder, or has others; the network is then unchanged.
     """
     checkpoint = read_checkpoint(path)
-    merging = saved_options(checkpoint.path.name, checkpoint.metadata).get("merging", PUBLISHED_MERGING)
-    if network.config.spatial_dims == 3 and network.config.merging != merging:
-        raise RequestError(
-            f"{checkpoint.path.name} was trained with the merging order {merging}, and the network has {network.config.merging}.",
-            hint=f"Create the network with merging={merging!r}.",
-        )
     state = {new: tensor for name, tensor in checkpoint.state.items() if (new := encoder_name(name)) is not None}
     if FIRST not in state:
         raise WeightsError(f"{checkpoint.path.name} holds no encoder of Swin UNETR.", hint="Give one such as model_swinvit.pt.")
+    check_merging(network, checkpoint)
     patches, channels = state[FIRST], network.config.in_channels
     if patches.ndim == network.config.spatial_dims + 2 and patches.shape[1] == 1:
         state[FIRST] = patches.repeat(1, channels, *[1] * network.config.spatial_dims) / channels
     load_strict(network.encoder, state, derived=(_INDEX,))
     return len(network.encoder.state_dict())
+
+
+def check_merging(network: SwinUNETR, checkpoint: Checkpoint) -> None:
+    """Refuse weights of another merging order than the network has, which no shape tells.
+
+    Raises:
+        RequestError: They are of another one.
+    """
+    published = "v2" if any(".layers1c." in f".{name}" for name in checkpoint.state) else PUBLISHED_MERGING
+    merging = saved_options(checkpoint.path.name, checkpoint.metadata).get("merging", published)
+    if network.config.spatial_dims == 3 and network.config.merging != merging:
+        raise RequestError(
+            f"{checkpoint.path.name} was trained with the merging order {merging}, and the network has {network.config.merging}.",
+            hint=f"Create the network with merging={merging!r}.",
+        )
 
 
 def encoder_name(name: str) -> str | None:
@@ -74,3 +85,15 @@ def encoder_name(name: str) -> str | None:
         return None
     name = name.replace(".mlp.fc", ".mlp.linear")
     return KEYS.to_ours("swinViT." + name).removeprefix("encoder.")
+
+
+def file_name(name: str) -> str:
+    """The name of a tensor of our encoder in a file of it alone: as in published whole networks.
+
+    >>> file_name("stages.1.blocks.0.mlp.fc1.weight")
+    'swinViT.layers1.0.blocks.0.mlp.linear1.weight'
+    """
+    return KEYS.to_published("encoder." + name)
+
+
+ENCODER_FILES = EncoderFiles(load_encoder, check_merging, lambda _, name: encoder_name(name), file_name)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.chunks import accumulate, chunk_length, join
+from hybrid.blocks.convolution import convolve
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.normalisation import apply_affine, instance_norm, moments
 
@@ -74,9 +75,9 @@ def _convolve(parts: tuple[Tensor, ...], weight: Tensor) -> Tensor:
     weights = weight.split([part.shape[-1] for part in parts], dim=1)
     if weight.shape[-1] == 1:
         return _project(parts, [own.flatten(1) for own in weights])
-    function, total = F.conv2d if weight.ndim == 4 else F.conv3d, None
+    total = None
     for part, own in zip(parts, weights, strict=True):
-        term = to_tokens(function(to_image(part), own, padding=weight.shape[-1] // 2))
+        term = to_tokens(convolve(to_image(part), own))
         total = term if total is None else accumulate(total, term)
     assert total is not None
     return total

@@ -14,6 +14,12 @@ MODULES = {
     "craft": "restore.models.craft",
     "cfsr": "restore.models.cfsr",
     "espcn": "restore.models.espcn",
+    "nafnet": "restore.models.nafnet",
+    "restormer": "restore.models.restormer",
+    "hinet": "restore.models.hinet",
+    "mprnet": "restore.models.mprnet",
+    "mirnet": "restore.models.mirnet",
+    "restore_rwkv": "restore.models.restore_rwkv",
 }
 """Family name to the module that holds its `FAMILY`."""
 

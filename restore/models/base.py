@@ -15,27 +15,29 @@ from hybrid.cards import ModelCard
 class RestorationNetwork(families.Network):
     """Base of networks from a picture to a picture.
 
-    A subclass gives `card` and `restore`, which may ask for sides that are multiples of `card.multiple`.
+    A subclass gives `card` and `restore`, which may ask for sides that are multiples of `card.multiple`. Networks of several
+    stages give a list of them; `card.result` says which is the result.
     """
 
     card: ModelCard
 
-    def restore(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) with sides that are multiples of `card.multiple` to (B, ..., C, H * scale, W * scale)."""
+    def restore(self, x: Tensor) -> Tensor | list[Tensor]:
+        """(B, C, H, W) with sides that are multiples of `card.multiple` to (B, ..., C', H * scale, W * scale), or to a list."""
         raise NotImplementedError
 
     def merge(self) -> RestorationNetwork:
         """The network with weights in the published form, where they are trained in another; the output stays the same."""
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Restore pictures of any size.
 
         Args:
-            x: (B, C, H, W) float32, RGB or gray, in `card.value_range`.
+            x: (B, C, H, W) float32, RGB or gray, in `card.value_range`; C is `card.channels`.
 
         Returns:
-            (B, ..., C, H * scale, W * scale) float32, raw: not clamped.
+            (B, ..., C', H * scale, W * scale) float32, raw: not clamped; C' is `card.out_channels`, mostly C.
+            The dots are the axis of outputs, where there are several. A list of such tensors from networks of stages.
 
         Raises:
             ValueError: The input is no batch of pictures, or has another number of channels than the network.
@@ -46,8 +48,18 @@ class RestorationNetwork(families.Network):
         # In float32 a surrounding autocast, as in training, stays in force.
         low = self.precision != "float32"
         with torch.autocast(x.device.type, dtype=families.COMPUTE_TYPES[self.precision]) if low else nullcontext():
-            y = self.restore(pad_to_multiple(x, self.card.multiple))
+            y = self.restore(pad_to_multiple(x, self.card.multiple, self.card.padding))
+        if isinstance(y, list):
+            return [stage[..., :height, :width].float() for stage in y]
         return y[..., :height, :width].float()
+
+    def result(self, x: Tensor) -> Tensor:
+        """What `forward` gives, and of a list of stages the one that is the result."""
+        y: Tensor | list[Tensor] = self(x)
+        if isinstance(y, list):
+            assert self.card.result is not None
+            return y[self.card.result]
+        return y
 
 
 Family = families.Family[RestorationNetwork]

@@ -23,6 +23,7 @@ from hybrid.blocks.resampling import in_strips
 from hybrid.blocks.split_windows import SplitWindowAttention
 from hybrid.blocks.transposed import STRIP_PIXELS, GatedFeedForward, TransposedCrossAttention
 from hybrid.cards import ModelCard
+from hybrid.initialisation import initialise_linears
 from hybrid.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
 from restore.models.published import count_numbered, picture_mean
@@ -151,11 +152,7 @@ class CRAFT(RestorationNetwork):
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1) if config.body_convolution else nn.Identity()
         self.upsample = nn.Conv2d(dim, channels * config.scale**2, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)  # published: truncated at 100 standard deviations
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_linears(self)
         # Tokens are channels-last images: convolutions follow them.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.card = _card(config)

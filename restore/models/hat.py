@@ -23,6 +23,7 @@ from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, sub_pixel_stages
 from hybrid.cards import ModelCard
 from hybrid.errors import WeightsError
+from hybrid.initialisation import initialise_linears
 from hybrid.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
 from restore.models.published import count_numbered, picture_mean
@@ -160,11 +161,7 @@ class HAT(RestorationNetwork):
         self.conv_before_upsample = nn.Conv2d(dim, features, 3, padding=1)
         self.upsample = sub_pixel_stages(features, config.scale)
         self.conv_last = nn.Conv2d(features, channels, 3, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)  # published: truncated at 100 standard deviations
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_linears(self)
         # Tokens are channels-last images: convolutions follow them.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.card = _card(config)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hybrid.blocks import chunks
 from hybrid.blocks.feedforward import FeedForward, StochasticDepth
 from hybrid.blocks.resampling import in_strips, pad_to_multiple, sub_pixel_stages
-from hybrid.initialisation import SkipRandomFill
+from hybrid.initialisation import SkipRandomFill, initialise_linears
 from hybrid.keys import KeyMap
 
 # Padding ---------------------------------------------------------------------------------------------------------
@@ -169,3 +169,28 @@ def test_networks_are_built_without_drawing_numbers() -> None:
     build()
     assert not torch.equal(torch.get_rng_state(), before)
     F.dropout(torch.ones(4), 0.5)  # outside of the context all is as before
+
+
+@pytest.mark.parametrize("options", [{"std": 0.02}, {"std": 1.0}, {"std": 1.0, "a": -0.2, "b": 0.3}])
+def test_truncated_normals_end_where_nothing_is_drawn(options: dict[str, float]) -> None:
+    """torch draws them until all are within bounds: left as the memory was, some never would be."""
+    held = torch.full((64,), 1e9)
+    with SkipRandomFill():
+        nn.init.trunc_normal_(held, **options)
+    assert not held.any()
+
+
+def test_linears_are_as_published() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(400, 300), nn.Sequential(nn.Linear(300, 9, bias=False)), nn.Conv2d(3, 8, 3))
+    convolution = network[2].weight.clone()
+    initialise_linears(network)
+    assert network[0].weight.std().item() == pytest.approx(0.02, rel=0.02) and not network[0].bias.any()
+    assert network[1][0].weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(network[2].weight, convolution)
+    drawn, judge = network[0].weight.detach().clone(), torch.empty(300, 400)
+    torch.manual_seed(1)
+    initialise_linears(network[0])
+    torch.manual_seed(1)
+    nn.init.trunc_normal_(judge, std=0.02)
+    assert torch.equal(network[0].weight, judge) and not torch.equal(network[0].weight, drawn)

@@ -302,7 +302,7 @@ def test_bad_requests_leave_nothing(tmp_path: Path, weights: Path) -> None:
     before = files(tmp_path)
     asked: list[tuple[tuple[str | Path, ...], int, str]] = [
         (("missing.nii.gz",), 3, "no file or folder"),
-        ((empty,), 3, "no scan: no NIfTI file, and no DICOM"),
+        ((empty,), 3, "no scan: no NIfTI file, no DICOM, and no picture"),
         ((path, "-o", path, "--overwrite"), 2, "Scans are never changed"),
         ((path, other, "-o", tmp_path / "one.nii.gz"), 2, "Give --output a folder"),
         ((path, path, "-o", tmp_path / "out"), 2, "would both be written"),
@@ -313,7 +313,7 @@ def test_bad_requests_leave_nothing(tmp_path: Path, weights: Path) -> None:
         ((path, "--volume", "3"), 2, "volume"),
         ((path, "--series", "1"), 2, "has no series"),
         ((path, "--fast", "--tta"), 2, "--fast"),
-        ((path, "--memory", "1MB"), 5, "Raise --memory by"),
+        ((path, "--memory", "1MB"), 5, "Give --memory "),
         ((path, "--memory", "much"), 2, "not a size"),
         ((path, "--device", "abacus"), 2, "not a device"),
         ((path, "--threads", "0"), 2, "threads"),

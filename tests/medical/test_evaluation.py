@@ -21,8 +21,11 @@ from medical.evaluation import Evaluation, Folder, Target, plan_data_set, plan_f
 from medical.evaluation_comparison import compare, read_scores
 from medical.evaluation_network import Network, check_structures
 from medical.evaluation_report import to_markdown, write_report
+from medical.label_maps import write_labels
 from medical.metrics import Conventions
 from medical.segmentation import SegmentSettings
+from medical.structures import Structure
+from medical.volumes import read_volume
 from tests.medical.stubs import Stub, protocol
 
 AFFINE = np.array([[-0.8, 0, 0, 10], [0, 0, 1.5, -4], [0, 1.0, 0, 7], [0, 0, 0, 1.0]])
@@ -237,8 +240,25 @@ def test_plans_that_cannot_be(data: Path, predictions: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="No label map in .* such as b0.nii.gz"):
         plan_folders(Folder(tmp_path / "none"), data / "balls" / "labelsTr", Conventions())
     put(predictions / "b0.nii", labels())
-    with pytest.raises(InputError, match="as .nii and as .nii.gz"):
+    with pytest.raises(InputError, match=r"as b0\.nii and as b0\.nii\.gz"):
         Folder(predictions)
+
+
+def test_names_come_from_the_references_or_else_from_the_predictions(data: Path, predictions: Path, tmp_path: Path) -> None:
+    references = data / "balls" / "labelsTr"
+
+    def name(path: Path, names: dict[int, str]) -> None:
+        found = read_volume(path)
+        write_labels(path, labels(), found, [Structure(value=value, name=text) for value, text in names.items()])
+
+    for number in range(3):
+        name(predictions / f"b{number}.nii.gz", {1: "head", 2: "tail"})
+    assert plan_folders(Folder(predictions), references, Conventions()).names == {1: "head", 2: "tail"}
+    assert "│ head" in command(predictions, references)[1].replace("|", "│")
+    name(references / "b0.nii.gz", {2: "body"})  # says nothing of 1
+    assert plan_folders(Folder(predictions), references, Conventions()).names == {1: "head", 2: "body"}
+    (references / "b0.nii.gz").write_bytes(b"broken")
+    assert plan_folders(Folder(predictions), references, Conventions()).names == {1: "head", 2: "tail"}
 
 
 @pytest.fixture

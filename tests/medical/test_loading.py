@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from data_specs import SegmentationSpec, load_spec
 from hybrid.catalogue import Catalogue
 from hybrid.checkpoints import write_checkpoint
 from hybrid.errors import RequestError, WeightsError
@@ -81,6 +82,8 @@ def test_published_protocols() -> None:
     assert brats.intensity == ZScore(nonzero=True)
     tc, wt, et = 0, 1, 2  # the order of the network's channels
     assert [(region.channel, region.value) for region in brats.regions] == [(wt, 2), (tc, 1), (et, 4)]
+    scored = {region.name: region.values for region in load_spec("brats21", SegmentationSpec).regions}
+    assert {region.name: region.values for region in brats.regions} == scored
 
 
 def test_unknown_names_and_absent_weights(offline: Path) -> None:

@@ -18,7 +18,7 @@ from hybrid.errors import RequestError, WeightsError
 from medical import load_model
 from medical.loading import save_model
 from medical.models.neunet import CONFIGURATIONS, KEYS, NeUNet, NeUNetConfig, build, create, read_config, wavelet_inputs
-from medical.models.neunet_blocks import convolve, pixel_shuffle
+from medical.models.neunet_blocks import pixel_shuffle
 from tests.restore.parity import SMALL_CASES, draw, fill, largest_difference, load_case, write_checkpoint
 
 TOLERANCE = 2e-5
@@ -348,17 +348,6 @@ def test_shuffle_of_volumes() -> None:
     for d, h, w, c in np.ndindex(2, 3, 2, 4):
         for i, j, k in np.ndindex(*factors):
             assert y[0, d + i, 2 * h + j, 3 * w + k, c] == x[0, d, h, w, ((c * 1 + i) * 2 + j) * 3 + k]
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(("edge", "stride"), [((3, 3, 3), (1, 1, 1)), ((1, 3, 3), (1, 2, 2)), ((5, 5, 5), (1, 1, 1))])
-@pytest.mark.parametrize("side", [2, 12])
-def test_convolution_is_that_of_torch(side: int, edge: tuple[int, ...], stride: tuple[int, ...], batch: int) -> None:
-    x, weight, bias = scan(batch, side, side, side, 6).movedim(-1, 1), scan(4, 6, *edge) - 0.5, scan(4)
-    expected = F.conv3d(x.double(), weight.double(), bias.double(), stride, [n // 2 for n in edge])
-    torch.testing.assert_close(convolve(x, weight, bias, stride).double(), expected, atol=1e-4, rtol=1e-5)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert convolve(x, weight, bias, stride).dtype == torch.bfloat16
 
 
 # Configurations --------------------------------------------------------------------------------------------------

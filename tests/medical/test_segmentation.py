@@ -270,7 +270,7 @@ def test_networks_that_cannot_segment() -> None:
     for network, asked, kind, text in refused:
         with pytest.raises(kind, match=text):
             segment(scan, network, protocol=asked)
-    with pytest.raises(ResourceError, match="Raise --memory"):
+    with pytest.raises(ResourceError, match="Give --memory"):
         run(scan, thresholds(), protocol(), memory=10**6)
 
 

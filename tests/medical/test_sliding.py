@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_scan_along_the_slabs() -> None:
 def test_too_little_memory_says_how_much_is_missing_and_makes_no_smaller_windows() -> None:
     network, values = convolution(), smooth(1, 40, 40, 40)
     plan = plan_scan(values.shape[1:], network.card, protocol())
-    with pytest.raises(ResourceError, match=r"Raise --memory by .*--roi.*Smaller windows would change the result"):
+    with pytest.raises(ResourceError, match=r"Give --memory .*--roi.*Smaller windows would change the result"):
         check_memory(plan, torch.device("cpu"), 1000)
     with pytest.raises(ResourceError):
         segment_windows(network, values, protocol(), write=lambda first, block: None, memory=1000)

@@ -18,8 +18,11 @@ from medical.models.swin_unetr import FAMILY, KEYS, PatchMerging, SwinUNETR, Swi
 from medical.models.swin_unetr_encoder import load_encoder
 from tests.restore.parity import SMALL_CASES, Case, draw, fill, largest_difference, load_case, write_checkpoint
 
-TOLERANCE = 2e-5
-"""Tighter than the cases' own: a variance by the difference of mean squares is off by 1e-3 where the grid has two voxels."""
+TOLERANCE = 3e-5
+"""Tighter than the cases' own: a variance by the difference of mean squares is off by 1e-3 where the grid has two voxels.
+
+The rounding of float32 is 0.9e-5 with torch's own convolutions and 2.7e-5 with oneDNN's, measured against float64.
+"""
 CASES = ["f12_not_normalized_depths2422_legacy", "f24_2d"]
 PUBLISHED = {  # in, out, feature size: parameters
     (1, 14, 48): 62_187_296,

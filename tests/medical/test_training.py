@@ -46,6 +46,12 @@ RECIPE: dict[str, Any] = {
     "data": {"foreground": 0.5, "augmentation": {"spatial": 0.3, "rotation": 10, "intensity": 0.3, "noise": 0.05}},
     "training": {"steps": 6, "batch": 2, "learning_rate": 0.003, "log_every": 2, "validate_every": 3},
 }  # fmt: skip
+PARTS = [{"value": 1, "name": "White"}, {"value": 4, "name": "Yolk"}]
+REGIONS = [
+    {"channel": 1, "value": 1, "name": "Whole egg", "values": [1, 4]},
+    {"channel": 0, "value": 4, "name": "Yolk", "values": [4]},
+]
+LARGE = [{"channel": 0, "value": 300, "name": "x", "values": [300]}]
 SHAPE = (14, 18, 12)
 
 
@@ -116,7 +122,19 @@ def test_the_shipped_recipe_is_read_and_its_network_fits_the_promise() -> None:
         ({"data.foreground": 1.2}, r"data\.foreground"),
         ({"data.augmentation": {"rotate": 3}}, r"data\.augmentation\.rotate"),
         ({"protocol.intensity": {"kind": "percentile"}}, r"protocol\.intensity"),
-        ({"protocol.regions": [{"channel": 0, "value": 1}]}, r"regions cannot be trained"),
+        ({"protocol.regions": [{"channel": 1, "value": 1}]}, r"regions: give one region for each channel"),
+        ({"protocol.regions": [{"channel": 0, "value": 1}]}, r"regions: give each its name, and the values"),
+        ({"protocol.regions": [{"channel": 0, "value": 1, "name": "all", "values": [1]}]}, r"regions: give each its name"),
+        ({"protocol.regions": REGIONS[::-1]}, "regions painted in this order make 1 of label 4"),
+        ({"protocol.regions": REGIONS, "loss": {"background": True}, "protocol.structures": PARTS}, "regions have no background"),
+        ({"protocol.structures": [{"value": 300, "name": "x"}], "protocol.regions": LARGE}, "values up to 255"),
+        ({"data.mixing": {"kind": "mixup", "crops": 3}}, r"data\.mixing\.mixup\.crops"),
+        ({"data.mixing": {"kind": "snapmix"}}, r"data\.mixing"),
+        ({"data.mixing": {"kind": "cropmix", "scale": [0.5, 0.5]}}, r"scale from 0\.5 to 0\.5 is empty"),
+        (
+            {"data.mixing": {"kind": "cutmix", "slices": 0}, "protocol.patch": [16, 16], "protocol.spacing": [1, 1]},
+            "is a slice already",
+        ),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -205,7 +223,7 @@ def test_cases_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         make_case("good", scan, far, protocol())
     with pytest.raises(InputError, match="between whole numbers"):
         make_case("soft", scan, soft, protocol())
-    with pytest.raises(InputError, match=r"absent\.nii\.gz"):
+    with pytest.raises(InputError, match="no scan and label map of absent"):
         Folder(tmp_path, (), (), "").cases(["absent"], protocol())
 
 
@@ -221,7 +239,7 @@ def case_of(shape: tuple[int, int, int], seed: int = 0) -> Case:
 
 
 def drawn(shape: tuple[int, int, int], patch: tuple[int, int, int], foreground: float, count: int = 60) -> list:
-    patches = Patches([case_of(shape)], patch, 2, foreground, Augment(Augmentation(), ()))
+    patches = Patches([case_of(shape)], patch, foreground, Augment(Augmentation(), ()))
     return [patches(np.random.default_rng([3, number])) for number in range(count)]
 
 
@@ -259,7 +277,7 @@ def test_the_share_of_patches_on_structures() -> None:
 def test_a_case_without_structures_is_drawn_from_too() -> None:
     case = case_of((10, 11, 12))
     empty = Case("empty", case.values, np.zeros_like(case.labels), case.grid)
-    values, labels = Patches([empty], (4, 4, 4), 2, 1.0, Augment(Augmentation(), ()))(np.random.default_rng(0))
+    values, labels = Patches([empty], (4, 4, 4), 1.0, Augment(Augmentation(), ()))(np.random.default_rng(0))
     assert (values > 0).all() and not labels.any()
 
 
@@ -285,7 +303,7 @@ def test_the_loss_is_dice_and_cross_entropy(batch: bool, background: bool) -> No
     axes = (0, 2, 3, 4) if batch else (2, 3, 4)
     overlap = 2 * (p * truth).sum(axes) / (p.sum(axes) + truth.sum(axes))
     expected = 1 - (overlap if background else overlap[..., 1:]).mean() + entropy
-    loss = LossPart(batch=batch, background=background).function()
+    loss = LossPart(batch=batch, background=background).function(protocol())
     found = loss(torch.from_numpy(logits).float(), torch.from_numpy(labels).float())
     assert float(found) == pytest.approx(expected, abs=1e-4)
 
@@ -314,6 +332,27 @@ def test_prediction_and_mean_dice_over_the_cases() -> None:
     front = (1 + 2 * m / (n + m) + 1) / 3
     expected = {"dice": (front + 1) / 2, "dice_front_of_egg": front, "dice_back": 1.0}
     assert HeldOut(cases, chosen)(Threshold()) == pytest.approx(expected)
+
+
+class Nested(SegmentationNetwork):
+    """Finds the yolk, channel 0, where values are above 1.5, and the whole egg, channel 1, where they are above 0.5."""
+
+    card = SegmentationCard("none", "Nested", "", "", 3, 1, 2, 1, 1)
+
+    def segment(self, x: Tensor) -> Tensor:
+        return torch.cat([x - 1.5, x - 0.5], 1)
+
+
+def test_regions_are_painted_and_scored_as_unions_of_labels() -> None:
+    values = np.zeros((1, 20, 18, 9), np.float32)
+    values[0, 3:15, 2:12, 2:8], values[0, 6:10, 4:9, 3:6] = 1, 2
+    chosen = protocol(patch=(8, 8, 8), structures=PARTS, regions=REGIONS)
+    labels = np.select([values[0] == 1, values[0] == 2], [1, 4]).astype(np.uint8)
+    np.testing.assert_array_equal(predict(Nested(), values, chosen), labels)
+    raw = labels.copy()
+    raw[labels == 4] = 1  # all white: the yolk is a false alarm, the whole egg is right
+    cases = [Case("a", values, labels, Grid(labels.shape, np.eye(4))), Case("b", values, raw, Grid(labels.shape, np.eye(4)))]
+    assert HeldOut(cases, chosen)(Nested()) == pytest.approx({"dice": 0.75, "dice_whole_egg": 1.0, "dice_yolk": 0.5})
 
 
 # A whole run -----------------------------------------------------------------------------------------------------
@@ -357,6 +396,75 @@ def test_it_learns(eggs: Path, tmp_path: Path) -> None:
     rows = read_log(tmp_path / "log.csv")
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
     assert rows[-1]["dice"] > 0.6
+
+
+@pytest.fixture(scope="module")
+def yolks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eggs with a yolk; white is 1 and yolk 4."""
+    folder = tmp_path_factory.mktemp("data") / "yolks"
+    place = np.stack(np.indices(SHAPE), -1)
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        far = np.sqrt((((place - np.array(SHAPE) / 2 - rng.uniform(-1, 1, 3)) / (5, 7, 5)) ** 2).sum(-1))
+        labels = np.select([far < 0.6, far < 1], [4, 1]).astype(np.uint8)
+        values = np.select([far < 0.6, far < 1], [2.0, 1.0]) + rng.normal(0, 0.1, SHAPE)
+        write_case(folder, f"yolk_{number}", values.astype(np.float32), labels)
+    splits = {"train": ["yolk_0", "yolk_1"], "val": ["yolk_2"]}
+    (folder / "dataset.json").write_text(json.dumps({"splits": splits}))
+    return folder
+
+
+def test_overlapping_regions_are_learnt(yolks: Path, tmp_path: Path) -> None:
+    more = RECIPE["training"] | {"steps": 60, "validate_every": 60, "learning_rate": 0.01, "ema": 0.8}
+    changes = {"protocol.structures": PARTS, "protocol.regions": REGIONS, "training": more}
+    network, facts = trained(yolks, tmp_path, **changes)
+    assert facts["warnings"] == [] and network.card.out_channels == 2
+    weights, record, *_ = write_result(network, facts, tmp_path, "egg")
+    result = json.loads(record.read_text())["result"]
+    assert set(result) == {"step", "dice", "dice_whole_egg", "dice_yolk"}
+    assert result["dice_whole_egg"] > 0.8 and result["dice_yolk"] > 0.7
+    loaded, (case,) = load_model(weights, device="cpu"), Folder.read(yolks).cases(["yolk_2"], network.protocol)
+    found = predict(loaded, case.values, loaded.protocol)
+    assert set(np.unique(found)) == {0, 1, 4}
+    assert np.mean(found == case.labels) > 0.9
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "cropmix"])
+def test_regions_of_mixed_samples_are_trained_too(kind: str, yolks: Path, tmp_path: Path) -> None:
+    changes = {"protocol.structures": PARTS, "protocol.regions": REGIONS, "data.mixing": {"kind": kind, "probability": 1}}
+    _, facts = trained(yolks, tmp_path, training=RECIPE["training"] | {"steps": 2}, **changes)
+    assert facts["recipe"]["data"]["mixing"]["kind"] == kind
+    assert np.isfinite([row["loss"] for row in read_log(tmp_path / "log.csv")]).all()
+
+
+def test_deep_supervision_is_for_training_alone(eggs: Path, tmp_path: Path) -> None:
+    options = {"features": [4, 8, 8, 8], "convolutions": 1, "decoder_convolutions": 1, "deep_supervision": True}
+    changes = {"network.family": "neunet", "network.options": options}
+    network, facts = trained(eggs, tmp_path, **changes)
+    assert network.deep_supervision is False
+    rest, _ = trained(eggs, tmp_path, **changes)  # nothing is left to train, nor to validate
+    assert rest.deep_supervision is False
+    weights, *_ = write_result(network, facts, tmp_path, "egg")
+    loaded, (case,) = load_model(weights, device="cpu"), Folder.read(eggs).cases(["egg_4"], network.protocol)
+    with torch.inference_mode():
+        x = torch.from_numpy(case.values[None])
+        assert loaded(x).shape == (1, 3, *SHAPE)
+        torch.testing.assert_close(loaded(x), rest(x), atol=2e-2, rtol=2e-2)
+    assert predict(loaded, case.values, loaded.protocol).shape == SHAPE
+    start = torch.load(tmp_path / "previous.pt", weights_only=True)["network"]
+    end = torch.load(tmp_path / "last.pt", weights_only=True)["network"]
+    moved = {name for name in start if "heads" in name and name.endswith("weight") and not torch.equal(start[name], end[name])}
+    assert len(moved) == 2  # full scale and half
+
+
+def test_a_mixed_run_stopped_goes_on_to_the_same_weights(eggs: Path, tmp_path: Path) -> None:
+    changes = {"data.mixing": {"kind": "mixup", "probability": 1, "alpha": 1}}
+    constant = RECIPE["training"] | {"hold": 1.0}
+    trained(eggs, tmp_path / "parts", training=constant | {"steps": 3}, **changes)
+    resumed, _ = trained(eggs, tmp_path / "parts", training=constant, **changes)
+    straight, _ = trained(eggs, tmp_path / "straight", training=constant, **changes)
+    for (name, a), b in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(eggs: Path, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from hybrid.errors import OutputError, RequestError, WeightsError
 from medical import load_model
 from medical.label_maps import read_labels
 from medical.loading import save_model
+from medical.losses import ClassLoss
 from medical.models import family
 from medical.models.base import SegmentationNetwork
 from medical.models.cross_d_conv import KEYS
 from medical.segmentation import segment
-from medical.training import LossPart
 from medical.transfer import ASIDE, transfer_file
 from tests.medical.stubs import protocol, smooth, volume
 from tests.medical.test_cli_segment import medical, weights  # noqa: F401  (a fixture)
@@ -138,7 +138,7 @@ def test_a_transferred_network_learns_on_volumes(tmp_path: Path) -> None:
     network = load_model(tmp_path / "3d.safetensors", device="cpu").requires_grad_(True).train()
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 1, 16, 32, 16, generator=generator), torch.randint(0, 3, (2, 1, 16, 32, 16), generator=generator)
-    optimizer, loss = torch.optim.SGD(network.parameters(), lr=0.05), LossPart().function()
+    optimizer, loss = torch.optim.SGD(network.parameters(), lr=0.05), ClassLoss([1, 2], batch=False, background=False)
     values = []
     for _ in range(8):
         values.append(loss(network(x), y))

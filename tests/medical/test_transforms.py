@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from scipy import ndimage, stats
 
 from medical.geometry import Grid
-from medical.protocol import Protocol, Window, ZScore
+from medical.protocol import Protocol, Standardise, Window, ZScore
 from medical.structures import Structure
 from medical.transforms import Augment, Augmentation, normalise, training_grid
 
@@ -29,6 +29,23 @@ def test_z_score_is_scipys_for_each_channel(scale: float) -> None:
     found = normalise(values, ZScore())
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, stats.zscore(values.reshape(2, -1), axis=1).reshape(values.shape), atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.float32, np.float64])
+def test_ct_is_clipped_and_standardised_by_constants_of_the_data_set(kind: type) -> None:
+    values = np.array([[-3024, -962, -500, 0, 80, 319, 3071]] * 2, kind).reshape(2, 7, 1, 1)
+    before = values.copy()
+    found = normalise(values, Standardise(low=-962, high=319, mean=80.926, std=140.948))
+    expected = [(v - 80.926) / 140.948 for v in (-962, -962, -500, 0, 80, 319, 319)]
+    np.testing.assert_allclose(found[1].ravel(), expected, atol=1e-6)
+    assert found.dtype == np.float32 and found.shape == values.shape
+    np.testing.assert_array_equal(values, before)
+
+
+@pytest.mark.parametrize("wrong", [{"low": 319}, {"std": 0}, {"std": -1}, {"mean": float("nan")}, {"nonzero": True}])
+def test_constants_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Standardise.model_validate({"low": -962, "high": 319, "mean": 80.926, "std": 140.948} | wrong)
 
 
 def test_z_score_of_what_is_not_0() -> None:

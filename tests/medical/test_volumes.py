@@ -250,7 +250,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     refused(plain, "NIfTI file")
     refused(tmp_path / "absent.nii", "no file")
     (tmp_path / "folder.nii").mkdir()
-    refused(tmp_path / "folder.nii", "no file")
+    refused(tmp_path / "folder.nii", "is a folder")
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

@@ -29,11 +29,18 @@ SMALL: dict[str, dict[str, Any]] = {
               "bias_width": 3, "scale": 3},
     "cfsr": {"embed_dim": 8, "depths": (1, 1), "kernel": 5, "scale": 2},
     "espcn": {"in_channels": 3, "scale": 3},
+    "nafnet": {"width": 8, "encoder_depths": (1, 2), "middle_depth": 2, "decoder_depths": (1, 1)},
+    "restormer": {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4), "refinement": 1,
+                  "widths": (21, 42, 85, 170)},
+    "hinet": {"width": 8, "depth": 3, "normalised": (1, 2), "n_heads": 2},
+    "mprnet": {"width": 8, "growth": 4, "refined": 4, "blocks": 1},
+    "mirnet": {"features": 8, "groups": 1, "blocks": 2, "rows": 3, "columns": 2},
+    "restore_rwkv": {"in_channels": 1, "embed_dim": 8, "depths": (1, 1, 1, 1), "refinement": 1, "mlp_ratio": 2},
 }  # fmt: skip
 """Arguments of `FAMILY.create`."""
 
-BF16_ERROR = 0.05
-"""Largest error of a small network in bf16, of the spread of its output; single steps are off by 2^-9 = 0.002."""
+BF16_ERRORS = (0.02, 0.1)
+"""Mean and largest error of a small network in bf16, of the spread of its output; single steps are off by 2^-9 = 0.002."""
 
 SEEN_BY_A_SMALL_NETWORK = 256
 """Overlap in pixels that exceeds four times the reach of every small network that sees a part of the picture only."""
@@ -60,7 +67,7 @@ def picture(network: RestorationNetwork, height: int, width: int, batch: int = 1
 
 @torch.inference_mode()
 def run(network: RestorationNetwork, x: Tensor) -> Tensor:
-    return network(x)
+    return network.result(x)
 
 
 def test_each_family_has_a_small_configuration() -> None:
@@ -75,6 +82,7 @@ def test_card_states_the_facts(network: RestorationNetwork) -> None:
     assert card.scale == options.get("scale", card.scale) and card.channels == options.get("in_channels", card.channels)
     assert card.title and card.paper and card.code_licence
     assert card.multiple >= 1 and card.overlap >= 0 and card.activation_floats > card.channels
+    assert card.tasks and all(card.tasks) and card.out_channels >= 1
     assert card.value_range[0] < card.value_range[1]
 
 
@@ -85,7 +93,7 @@ def test_takes_any_size(network: RestorationNetwork, height: int, width: int, ba
     y = run(network, x)
     scale = network.card.scale
     assert y.dtype == torch.float32 and y.shape[0] == batch
-    assert y.shape[-3:] == (network.card.channels, height * scale, width * scale)
+    assert y.shape[-3:] == (network.card.out_channels, height * scale, width * scale)
     assert bool(y.isfinite().all())
 
 
@@ -115,12 +123,13 @@ def test_memory_layout_of_the_input_does_not_matter(network: RestorationNetwork)
     torch.testing.assert_close(run(network, x.transpose(2, 3).contiguous().transpose(2, 3)), expected, atol=2e-5, rtol=1e-5)
 
 
-def test_pads_by_reflection_to_its_multiple(network: RestorationNetwork) -> None:
+def test_pads_as_its_card_says_to_its_multiple(network: RestorationNetwork) -> None:
     """Running the picture that numpy padded, and cropping, gives the same."""
     multiple, scale = network.card.multiple, network.card.scale
     height, width = 2 * multiple + 5, 3 * multiple + 1
     x = picture(network, height, width)
-    padded = np.pad(x.numpy(), [(0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple)], mode="reflect")
+    mode = "constant" if network.card.padding == "zeros" else "reflect"
+    padded = np.pad(x.numpy(), [(0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple)], mode=mode)  # type: ignore[call-overload]
     expected = run(network, torch.from_numpy(padded))[..., : height * scale, : width * scale]
     assert torch.equal(run(network, x), expected)
 
@@ -128,7 +137,7 @@ def test_pads_by_reflection_to_its_multiple(network: RestorationNetwork) -> None
 def test_same_numbers_with_and_without_gradients(network: RestorationNetwork) -> None:
     """Inference works in chunks, in place and fused; training does the plain thing."""
     x = picture(network, 40, 24, batch=2)
-    torch.testing.assert_close(network(x).detach(), run(network, x), atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(network.result(x).detach(), run(network, x), atol=5e-5, rtol=1e-5)
 
 
 def test_other_inputs_are_refused(network: RestorationNetwork) -> None:
@@ -154,7 +163,7 @@ def test_saved_under_published_names_and_loaded(network: RestorationNetwork, tmp
 def test_every_parameter_learns(network: RestorationNetwork) -> None:
     learning = small(network.card.family).train()
     torch.manual_seed(0)
-    learning(picture(network, 24, 17, batch=2)).square().mean().backward()
+    learning.result(picture(network, 24, 17, batch=2)).square().mean().backward()
     for name, parameter in learning.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
 
@@ -177,13 +186,15 @@ def tile_errors(network: RestorationNetwork, overlap: int) -> Tensor:
     )
     assert plan.spans[0] == ((0, side), (step, step + side))
     rows: list[Tensor] = []
-    run_tiles(network, lambda box: x[:, :, box[0], box[1]], plan, lambda _, block: rows.append(block.clone()))
+    run_tiles(network.result, lambda box: x[:, :, box[0], box[1]], plan, lambda _, block: rows.append(block.clone()))
     whole = run(network, x)[0]
     return (torch.cat(rows, dim=-2) - whole).abs() / whole.std()
 
 
 def test_tiles_come_close_to_the_whole(network: RestorationNetwork) -> None:
     """With the overlap that the card asks for. Random weights reach further than learnt ones; a tile out of place is off by 1."""
+    if network.card.halved:
+        pytest.skip(f"{network.card.title} cuts tiles and the whole at different places; see its own test")
     errors = tile_errors(network, network.card.overlap)
     assert errors.max() < 0.5 and errors.mean() < 0.02
 
@@ -204,4 +215,5 @@ def test_bf16_stays_near_float32(network: RestorationNetwork) -> None:
     low.precision = "bf16"
     y = run(low, x)
     assert y.dtype == torch.float32
-    assert 0 < (y - expected).abs().max() < BF16_ERROR * expected.std()
+    errors, (mean, largest) = (y - expected).abs() / expected.std(), BF16_ERRORS
+    assert 0 < errors.mean() < mean and errors.max() < largest
