@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -131,7 +131,7 @@ def read_systems(folders: Sequence[Path], runs: Sequence[Path] = ()) -> list[Sys
         RequestError: Fewer than two, or not evaluated alike; or a run made none of the weights.
     """
     known = [Run.read(run) for run in runs]
-    systems = [System.read(folder, known) for folder in folders]
+    systems = _told_apart([System.read(folder, known) for folder in folders], folders)
     for path, made in zip(runs, known, strict=True):
         if all(system.run is not made for system in systems):
             raise RequestError(f"{path} made none of the weights that were evaluated.", hint="Leave this --run out.")
@@ -147,6 +147,15 @@ def read_systems(folders: Sequence[Path], runs: Sequence[Path] = ()) -> list[Sys
                     hint="Evaluate both with the same --data, --spec, --split and options.",
                 )
     return systems
+
+
+def _told_apart(systems: list[System], folders: Sequence[Path]) -> list[System]:
+    """Systems of one name, such as trainings of one recipe, with the folder of their evaluation beside it."""
+    names = [system.name for system in systems]
+    return [
+        replace(system, name=f"{system.name} ({folder.resolve().name})") if names.count(system.name) > 1 else system
+        for system, folder in zip(systems, folders, strict=True)
+    ]
 
 
 def header(systems: Sequence[System]) -> tuple[str, ...]:

@@ -20,10 +20,8 @@ from hybrid.blocks.convolution import depthwise, in_row_strips, over_row_strips
 
 STRIP_PIXELS = 2**13
 """Pixels of a strip in inference: the hidden maps are many times as deep as the grid, and would be the peak of memory."""
-STRIP_VALUES = 2**18
+STRIP_VALUES = 2**19
 """Values of one hidden map of a strip: it stays near the cache, and below the size from which memory is mapped afresh."""
-FEED_PIXELS = 2**12
-"""Pixels of a strip of the feed-forward: fewer cost more rows of context, more have to be done in smaller groups of channels."""
 LEAST_ROWS = 16
 """Rows of a strip: each is computed with one row of context on either side."""
 LANES = 16
@@ -108,7 +106,7 @@ class TransposedAttention(nn.Module):
         if torch.is_grad_enabled():
             return x + _project(torch.cat(values, 1), matrix, self.project_out.bias)
         for (_, _, place), strip in zip(_strips(x, _strip_pixels(x, STRIP_VALUES // x.shape[-1])), values, strict=True):
-            x[:, place] += _project(strip, matrix, self.project_out.bias)
+            _add_projected(x[:, place], strip, matrix, self.project_out.bias)
         return x
 
     def _pairs(self, x: Tensor, norm: Callable[[Tensor], Tensor], values: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -172,7 +170,7 @@ class TransposedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C) to the same. Without gradients `x` is overwritten, and must belong to the caller."""
         x = self.attention(x, self.norm1)
-        return over_row_strips(self._feed, x, halo=self.feedforward.halo, pixels=_strip_pixels(x, FEED_PIXELS))
+        return over_row_strips(self._feed, x, halo=self.feedforward.halo, pixels=_strip_pixels(x, STRIP_PIXELS))
 
     def _feed(self, x: Tensor) -> Tensor:
         return accumulate(self.feedforward(self.norm2(x)), x)
@@ -234,6 +232,16 @@ def _project(values: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tens
     """(B, *spatial, C) times (B, C, C)."""
     result = torch.matmul(values.flatten(1, -2), matrix.to(values.dtype)).view(values.shape)
     return result if bias is None else accumulate(result, bias)
+
+
+def _add_projected(x: Tensor, values: Tensor, matrix: Tensor, bias: Tensor | None) -> None:
+    """x += `_project`, in one step where the types allow."""
+    if values.dtype == x.dtype:
+        x.view(len(x), -1, x.shape[-1]).baddbmm_(values.flatten(1, -2), matrix)
+        if bias is not None:
+            x += bias
+    else:
+        x += _project(values, matrix, bias)
 
 
 def _strip_pixels(x: Tensor, pixels: int) -> int:

@@ -38,7 +38,7 @@ def test_an_import_is_finished_before_a_signal_ends_the_run(
     went_on = []
 
     def app(**_: Any) -> None:
-        import half_made  # type: ignore[import-not-found]
+        import half_made
 
         went_on.append(half_made.whole)
         threading.Event().wait(30)  # the signal breaks it off

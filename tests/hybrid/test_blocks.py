@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_networks_are_built_without_drawing_numbers() -> None:
 
 
 @pytest.mark.parametrize("options", [{"std": 0.02}, {"std": 1.0}, {"std": 1.0, "a": -0.2, "b": 0.3}])
-def test_truncated_normals_end_where_nothing_is_drawn(options: dict[str, float]) -> None:
+def test_truncated_normals_end_where_nothing_is_drawn(options: dict[str, Any]) -> None:
     """torch draws them until all are within bounds: left as the memory was, some never would be."""
     held = torch.full((64,), 1e9)
     with SkipRandomFill():
@@ -182,15 +183,15 @@ def test_truncated_normals_end_where_nothing_is_drawn(options: dict[str, float])
 
 def test_linears_are_as_published() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(400, 300), nn.Sequential(nn.Linear(300, 9, bias=False)), nn.Conv2d(3, 8, 3))
-    convolution = network[2].weight.clone()
-    initialise_linears(network)
-    assert network[0].weight.std().item() == pytest.approx(0.02, rel=0.02) and not network[0].bias.any()
-    assert network[1][0].weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert torch.equal(network[2].weight, convolution)
-    drawn, judge = network[0].weight.detach().clone(), torch.empty(300, 400)
+    first, second, convolution = nn.Linear(400, 300), nn.Linear(300, 9, bias=False), nn.Conv2d(3, 8, 3)
+    before = convolution.weight.clone()
+    initialise_linears(nn.Sequential(first, nn.Sequential(second), convolution))
+    assert first.weight.std().item() == pytest.approx(0.02, rel=0.02) and not first.bias.any()
+    assert second.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(convolution.weight, before)
+    drawn, judge = first.weight.detach().clone(), torch.empty(300, 400)
     torch.manual_seed(1)
-    initialise_linears(network[0])
+    initialise_linears(first)
     torch.manual_seed(1)
     nn.init.trunc_normal_(judge, std=0.02)
-    assert torch.equal(network[0].weight, judge) and not torch.equal(network[0].weight, drawn)
+    assert torch.equal(first.weight, judge) and not torch.equal(first.weight, drawn)

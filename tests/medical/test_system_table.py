@@ -112,3 +112,8 @@ def test_command(tmp_path: Path) -> None:
     folders = [str(evaluation(tmp_path / name, name)) for name in SCORES]
     result = CliRunner().invoke(app, ["compare", *folders, "-o", str(tmp_path / "out")])
     assert result.exit_code == 0 and "| first | A Net |" in result.output and "systems.md" in result.output
+
+
+def test_systems_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    systems = read_systems([evaluation(tmp_path / "tuned", "first"), evaluation(tmp_path / "scratch", "first")])
+    assert [system.name for system in systems] == ["first (tuned)", "first (scratch)"]

@@ -41,7 +41,7 @@ TASKS = {COLOUR: ("deraining", "deblurring", "defocus deblurring"), DUAL: ("defo
 
 def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips of a few rows and groups of a few channels, so that what is done piece by piece is."""
-    for name, value in {"STRIP_VALUES": 1, "FEED_PIXELS": 1, "LEAST_ROWS": 2, "LEAST_GROUP": 3}.items():
+    for name, value in {"STRIP_VALUES": 1, "STRIP_PIXELS": 1, "LEAST_ROWS": 2, "LEAST_GROUP": 3}.items():
         monkeypatch.setattr(transposed, name, value)
 
 
