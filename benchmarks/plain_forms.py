@@ -1,7 +1,7 @@
 """MIRNet and Restore-RWKV written out step by step from their formulas, with no thought for speed or memory.
 
-The measuring stick where no other package holds a network: `benchmarks/restoration.py` times against it. Each takes weights
-under their published names.
+The measuring stick where no other package holds a network: `benchmarks/restoration_networks.py` times against it. Each takes
+weights under their published names.
 """
 
 from __future__ import annotations

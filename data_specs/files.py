@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def find_images(spec: SuperResolutionSpec, data_dir: str | Path | None, scale: i
     )
 
 
-def check_files(spec: DataSpec, found: FoundImages) -> Checked | None:
+def check_files(spec: DataSpec, found: FoundImages | Sequence[Path]) -> Checked | None:
     """Compare the content of all found files with the set's checksums, whatever their names; None if it has none.
 
     A file with an unknown sum is not wrong: another download may store the same pixels in other bytes.
@@ -79,7 +80,10 @@ def check_files(spec: DataSpec, found: FoundImages) -> Checked | None:
     if spec.checksums is None:
         return None
     sums = {line.split()[0] for line in spec.checksums.read_text(encoding="utf-8").splitlines() if line.strip()}
-    paths = [path for pair in found.pairs for path in (pair.hr, pair.lr) if path is not None]
+    if isinstance(found, FoundImages):
+        paths = [path for pair in found.pairs for path in (pair.hr, pair.lr) if path is not None]
+    else:
+        paths = list(found)
     unknown = tuple(path for path in paths if sha256_file(path) not in sums)
     return Checked(len(paths) - len(unknown), unknown)
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from restore.images import read_picture
 from restore.loading import load_model
 from restore.resize import imresize
-from restore.super_resolution import RunSettings, enlarge_file
+from restore.restoration import RunSettings, restore_file
 
 EXAMPLE = Path(__file__).with_name("colosseum.png")
 SCALE = 4
@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     """Run the example and write the three files into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     network = load_model("cfsr-compact", scale=SCALE, precision="auto")
-    outcome = enlarge_file(network, EXAMPLE, folder / "colosseum_x4.png", RunSettings(overwrite=True))
+    outcome = restore_file(network, EXAMPLE, folder / "colosseum_x4.png", RunSettings(overwrite=True))
     name = network.source.name if network.source else network.card.title
     sheet = folder / "side_by_side.png"
     draw_side_by_side(outcome.output, sheet, name)

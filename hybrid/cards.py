@@ -32,6 +32,7 @@ class ModelCard:
         outputs: Pictures that it gives of one; several come as (B, outputs, C, H, W).
         pure_outputs: Those that are no averages of others. Their mean is the mean of all.
         result: Place of the result in the list of stages that the network returns; None for a network that returns a tensor.
+        face_size: Edge in pixels of the aligned faces that it was trained on, which are never cut in tiles; 0 for any picture.
         halved: Whether it cuts what it is given in halves itself: tiles differ from the whole around the middles of both.
     """
 
@@ -57,6 +58,7 @@ class ModelCard:
     pure_outputs: tuple[int, ...] = (0,)
     result: int | None = None
     halved: bool = False
+    face_size: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out_channels", self.out_channels or self.channels)

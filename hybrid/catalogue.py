@@ -26,11 +26,13 @@ def _inside_package(text: str) -> str:
 
 
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\n]*$", strip_whitespace=True)]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$")]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*[+]*$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=120)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Plain http is for a server on this machine alone: a hash that is recorded at the first sight of a file stands on https.
 Url = Annotated[str, StringConstraints(pattern=r"^(https://|http://(localhost|127\.0\.0\.1)[:/])\S+$")]
+Task = Literal["super-resolution", "deblurring", "denoising", "jpeg", "deraining", "defocus", "enhancement", "face"]
+"""What a picture network is for."""
 PackagePath = Annotated[str, StringConstraints(min_length=1), AfterValidator(_inside_package)]
 
 
@@ -74,6 +76,7 @@ class Entry(_Strict):
     Attributes:
         name: The name.
         family: Registry name of its architecture.
+        task: What it is for; None in a package whose models need no such word.
         title: Its name in print.
         summary: What it is good for, in one line.
         notice: What a user should be told when it is loaded, in one line.
@@ -82,12 +85,14 @@ class Entry(_Strict):
         training_data: What it was trained on, and the terms of that data where known.
         protocol: What the network asks of its input and what its outputs mean, where that takes more than a card;
             the package that runs it knows the schema.
+        options: What its files cannot tell, by the names of the family's options.
         fallback: Name of the shipped model that may stand in when these weights are absent.
         files: Scale to file; 1 for tasks that keep the size.
     """
 
     name: ModelName
     family: Line
+    task: Task | None = None
     title: Line
     summary: Line
     notice: Line | None = None
@@ -95,6 +100,7 @@ class Entry(_Strict):
     weights_licence: Line
     training_data: Line
     protocol: dict[str, Any] | None = None
+    options: dict[str, Any] = {}
     fallback: ModelName | None = None
     files: Annotated[dict[Annotated[int, Field(ge=1)], WeightsFile], Field(min_length=1)]
 

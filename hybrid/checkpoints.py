@@ -35,7 +35,9 @@ _WRAPPER_DEPTH = 6
 # DistributedDataParallel and torch.compile; no network of ours begins a name so.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 # Attributes under which training code keeps its network.
-_ATTRIBUTE_PREFIXES = ("model.", "net.", "network.", "net_g.", "netG.", "generator.", "backbone.")
+_ATTRIBUTE_PREFIXES = ("model.", "net.", "network.", "net_g.", "netG.", "generator.", "backbone.", "vqvae.")
+# And those of the losses beside it, which have weights of their own: Lightning saves one state dict of all.
+_LOSS = re.compile(r"(loss|losses|criterion|discriminator|perceptual_loss)\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,7 @@ def read_checkpoint(path: str | Path, *, allow_nan: bool = False) -> Checkpoint:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}.", hint="Check the path of the weights.") from error
     state, wrapper, ignored = _unwrap(path.name, tree)
+    state, losses = _without_losses(state)
     state, prefix = _strip_prefixes(state)
     _check_claims(path.name, state, path.stat().st_size)
     if not allow_nan and (bad := [name for name, tensor in state.items() if _has_nan(tensor)]):
@@ -97,7 +100,7 @@ def read_checkpoint(path: str | Path, *, allow_nan: bool = False) -> Checkpoint:
             f"{path.name} holds NaN in {len(bad)} of {len(state)} tensors ({few(bad)}): its training failed.",
             hint="Use an earlier checkpoint of the same training.",
         )
-    return Checkpoint(path, sha256, state, wrapper, prefix, ignored, metadata)
+    return Checkpoint(path, sha256, state, wrapper, prefix, (*ignored, *losses), metadata)
 
 
 def recognise(state: Mapping[str, Tensor], families: Mapping[str, Family]) -> str:
@@ -207,6 +210,14 @@ def _holds_tensors(value: object, depth: int = _WRAPPER_DEPTH) -> bool:
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+
+
+def _without_losses(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Leave aside the losses of a training, where all the rest is one network's: (state, names left aside)."""
+    network = {name: tensor for name, tensor in state.items() if not _LOSS.match(name)}
+    if len(network) == len(state) or not network or _common_prefix(network) is None:
+        return state, ()
+    return network, tuple(name for name in state if name not in network)
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:

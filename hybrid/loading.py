@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from hybrid.families import Family, Network
 
 N = TypeVar("N", bound="Network")
+
+OPTIONS = "options"
+"""Key of a file's metadata: a JSON object of the family's options that names and shapes of tensors cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,9 @@ def build_network(
             f"{kind.name} has no option {', '.join(unknown)}.", hint=f"It takes {', '.join(kind.options) or 'none'}."
         )
     try:
+        told = (found.entry.options if found.entry else {}) | json.loads(checkpoint.metadata.get(OPTIONS, "{}"))
         with SkipRandomFill():
-            network = kind.build(checkpoint.state, **config)
+            network = kind.build(checkpoint.state, **{key: told[key] for key in kind.options if key in told} | dict(config))
     except (IndexError, KeyError, TypeError, ValueError) as error:  # a name, an axis or a number that does not go with the rest
         raise WeightsError(
             f"{found.path.name} has names of {kind.name}, but no such network has its names and shapes: "

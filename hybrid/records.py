@@ -55,6 +55,7 @@ class Record:
         seed: Seed of the run, or None where nothing random took part.
         versions: Names and versions of the software; see `versions`.
         notes: What else the reader must know, such as a fallback that took place.
+        figures: Numbers that belong to the result, such as the scale of a map; plain JSON values, left out where there are none.
     """
 
     task: str
@@ -74,6 +75,7 @@ class Record:
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     notes: tuple[str, ...] = ()
+    figures: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("input", "output", "weights"):
@@ -84,7 +86,8 @@ class Record:
 
     def to_dict(self) -> dict[str, object]:
         """The record as plain JSON types, keys in the order of the attributes."""
-        return asdict(self) | {"versions": dict(self.versions), "notes": list(self.notes)}
+        facts = asdict(self) | {"versions": dict(self.versions), "notes": list(self.notes)}
+        return {key: value for key, value in facts.items() if key != "figures" or value}
 
     def to_json(self, *, compact: bool = False) -> str:
         """The record as JSON: indented for a side file, or `compact` on one line for PNG text, TIFF tags and logs."""

@@ -170,9 +170,24 @@ def _fabric(settings: TrainSettings, devices: int, accelerator: str) -> Any:
         raise RequestError(
             "Training needs Lightning Fabric, which is not installed.", hint="pip install 'hybrid-imaging[train]'"
         ) from error
-    fabric = Fabric(accelerator=accelerator, devices=devices, precision=settings.precision)
+    if settings.precision == "32-true":
+        fabric = Fabric(accelerator=accelerator, devices=devices)
+    else:
+        device = Fabric(accelerator=accelerator, devices=1).device.type
+        fabric = Fabric(accelerator=accelerator, devices=devices, plugins=_mixed(settings.precision, device))
     fabric.launch()
     return fabric
+
+
+def _mixed(precision: str, device: str) -> Any:
+    """Fabric's mixed precision, but for the input, which it would round: a picture in bfloat16 has fewer than 256 levels."""
+    from lightning_fabric.plugins.precision import MixedPrecision
+
+    class WholeInput(MixedPrecision):
+        def convert_input(self, data: Any) -> Any:
+            return data
+
+    return WholeInput(precision, device)  # type: ignore[arg-type]
 
 
 def _batch(sample: Callable, settings: TrainSettings, step: int, fabric: Any) -> tuple[Tensor, Tensor]:

@@ -66,10 +66,14 @@ def draw_curve(rows: list[dict[str, float]], curve: Curve, path: Path, title: st
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([r["step"] for r in rows], [r["loss"] for r in rows], linewidth=1)
-    left.set(xlabel="step", ylabel=curve.loss, yscale="log", title=title)
+    losses = [row["loss"] for row in rows]
+    left.plot([row["step"] for row in rows], losses, linewidth=1)
+    # A loss in dB is a logarithm already, and may be below 0.
+    left.set(xlabel="step", ylabel=curve.loss, yscale="log" if min(losses) > 0 else "linear", title=title)
     for key, label in curve.figures.items():
         points = [(row["step"], row[key]) for row in _validated(rows, curve) if key in row]
+        if not points:
+            continue
         style: dict[str, Any] = {"linestyle": "--", "color": "gray"} if key in curve.level else {"marker": "."}
         right.plot(*zip(*points, strict=True), label=label, **style)
     right.set(xlabel="step", ylabel=curve.measure, title="validation")

@@ -12,13 +12,14 @@ from medical.cli_detection import detect_evaluate
 from medical.cli_evaluate import evaluate
 from medical.cli_models import models
 from medical.cli_pretrain import pretrain
+from medical.cli_restore_evaluate import restore_evaluate
 from medical.cli_stats import stats
 from medical.cli_train import train
 from medical.cli_transfer import transfer
 
 app = typer.Typer(
     name="medical",
-    help="Segment scans with published networks. Research use, not a medical device.",
+    help="Segment and restore scans with published networks. Research use, not a medical device.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -121,9 +122,70 @@ def segment(
     )
 
 
+@app.command()
+def restore(
+    inputs: Annotated[list[str], typer.Argument(help="NIfTI files, DICOM folders or zips, or folders of such.")],
+    model: Annotated[str, typer.Option(help="A name from `medical models list`.")] = "denoise-mr-compact",
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint file; takes the place of --model.")] = None,
+    protocol: Annotated[
+        Path | None, typer.Option(help="YAML file: modality, intensity, orientation, axis, neighbours of a checkpoint.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="NIfTI file for one scan, folder for many. Default: NAME_restored.")
+    ] = None,
+    volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D NIfTI file, from 0.")] = None,
+    series: Annotated[str | None, typer.Option(help="Which series of a DICOM folder: number or UID.")] = None,
+    dtype: Annotated[
+        Literal["source", "float32"], typer.Option(help="source: type and scaling of the scan's file; float32: nothing rounded.")
+    ] = "source",
+    tile: Annotated[
+        int | None, typer.Option(min=1, help="Largest tile edge of a slice, in voxels. Default: what the memory allows.")
+    ] = None,
+    preview: Annotated[bool, typer.Option(help="Write a picture of before, after and what was taken away.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")] = False,
+    memory: Annotated[str | None, typer.Option(help="Most memory the process may take, such as 4GB.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What the network computes in; auto: bf16 where it gains.")
+    ] = "auto",
+    plan: Annotated[bool, typer.Option("--plan", help="Print slices, tiles, memory and time, and write nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per scan.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Denoise scans: NIfTI on the scan's own grid and in its own units, with preview and record. DICOM is read, not written.
+
+    Small details may be invented or removed. Research use, not a medical device.
+    """
+    from medical.cli_restore import Request, run
+
+    run(
+        Request(
+            inputs=tuple(inputs),
+            source=weights if weights is not None else model,
+            protocol=protocol,
+            output=output,
+            volume=volume,
+            series=series,
+            dtype=dtype,
+            tile=tile,
+            preview=preview,
+            overwrite=overwrite,
+            memory=memory,
+            threads=threads,
+            device=device,
+            precision=precision,
+            plan_only=plan,
+            json=json,
+            quiet=quiet,
+        )
+    )
+
+
 app.add_typer(models, name="models")
 app.command()(evaluate)
 app.command("detect-evaluate")(detect_evaluate)
+app.command("restore-evaluate")(restore_evaluate)
 app.command()(compare)
 app.command()(stats)
 app.command()(pretrain)

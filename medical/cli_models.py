@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hybrid.weights import Resolved
     from medical.models.base import SegmentationNetwork
     from medical.protocol import Protocol
+    from medical.restoration_loading import Restorer
 
 
 class Scans(ModelsOf):
@@ -32,15 +33,19 @@ class Scans(ModelsOf):
 
         return find_weights(source)
 
-    def build(self, found: Resolved) -> SegmentationNetwork:
+    def build(self, found: Resolved) -> Any:
+        from hybrid.checkpoints import read_checkpoint
         from medical.loading import build
+        from medical.restoration_loading import build_restorer, is_restorer
 
-        return build(found, device="cpu")
+        restores = is_restorer(read_checkpoint(found.path).metadata)
+        return build_restorer(found, device="cpu") if restores else build(found, device="cpu")
 
     def family(self, name: str) -> Family[Any]:
-        from medical.models import family
+        from medical.models import MODULES, family
+        from restore import models as pictures
 
-        return family(name)
+        return family(name) if name in MODULES else pictures.family(name)
 
     def told(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
         from medical.loading import saved_options
@@ -59,7 +64,12 @@ class Scans(ModelsOf):
         if FIRST not in map(encoder_name, read_checkpoint(file).state):
             raise WeightsError(f"{file.name} holds no encoder, and {entry.name} is one.", hint="Check --as.")
 
-    def facts(self, network: SegmentationNetwork, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    def facts(self, network: SegmentationNetwork | Restorer, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        from medical.models.base import SegmentationNetwork
+
+        if not isinstance(network, SegmentationNetwork):
+            yield from _restoration(network)
+            return
         card, protocol = network.card, network.protocol
         regions = protocol is not None and protocol.regions
         outputs = f"{card.out_channels} overlapping regions" if regions else f"{card.out_channels} classes"
@@ -73,6 +83,21 @@ class Scans(ModelsOf):
             yield "protocol", "none in the file: segment with --protocol FILE"
         else:
             yield from _protocol(protocol)
+
+
+def _restoration(restorer: Restorer) -> Iterator[tuple[str, str]]:
+    protocol = restorer.protocol
+    others = f", restored with {2 * protocol.neighbours} neighbours beside them" if protocol.neighbours else ""
+    across = "the longest edge of their voxels" if protocol.axis == "thickest" else f"axis {'ijk'[protocol.axis]}"
+    yield "restores", f"slices across {across}{others}"
+    yield (
+        "scans",
+        f"{protocol.modality}; {protocol.orientation}"
+        + (f", trained on pixels of {protocol.spacing[0]:g} to {protocol.spacing[1]:g} mm" if protocol.spacing else ""),
+    )
+    yield "intensity", protocol.intensity.words
+    for name, value in restorer.options.items():
+        yield name, f"{value}, as the file says"
 
 
 def _protocol(protocol: Protocol) -> Iterator[tuple[str, str]]:

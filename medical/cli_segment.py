@@ -18,6 +18,7 @@ from hybrid.console import folder_of, messages, progress_on, results
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, InputError, RequestError
 from hybrid.memory import format_size, parse_size
+from medical.cli_batch import Failure, format_duration, raise_failures, tell_failure
 from medical.inputs import Job, plan_jobs, read_scan
 from medical.loading import build, find_weights
 from medical.models.base import SegmentationNetwork
@@ -35,7 +36,6 @@ FAST_OVERLAP = 0.25
 MANY_WINDOWS = 50
 """From so many passes of the network on, what a scan is in for is said before it runs."""
 
-Failure = tuple[Job, HybridError]
 Networks = tuple[SegmentationNetwork, ...]
 """The one that was asked for, and further members of an ensemble."""
 
@@ -123,7 +123,7 @@ def run(request: Request) -> None:
     if settings.protocol is not None and networks[0].protocol not in (None, settings.protocol):
         talk.print("--protocol takes the place of the protocol that these weights bring.", style="yellow")
     work = _plan_all if request.plan_only else _segment_all
-    _raise_failures(work(networks, jobs, settings, request, talk, several), len(jobs))
+    raise_failures(work(networks, jobs, settings, request, talk, several), len(jobs))
 
 
 def read_protocol(path: Path) -> Protocol:
@@ -188,7 +188,7 @@ def _segment_all(
                     outcome = _one(networks, job, settings, progress, teller)
             except HybridError as error:
                 failures.append((job, error))
-                _tell(failures[-1], talk, several, request.json)
+                tell_failure(failures[-1], talk, several, request.json)
             else:
                 _report(outcome, talk, request.json, teller.told)
     if len(failures) < len(jobs):
@@ -213,7 +213,7 @@ def _plan_all(
             way, plan = plan_volume(volume, networks[0], settings.run, protocol)
         except HybridError as error:
             failures.append((job, error))
-            _tell(failures[-1], talk, several, request.json)
+            tell_failure(failures[-1], talk, several, request.json)
             continue
         _Teller(job.source.name, talk, notices).warn((*volume.warnings, *doubts(volume, protocol, way)))
         seconds = seconds or sum(seconds_per_window(network, plan) for network in networks)
@@ -227,7 +227,7 @@ def _plan_all(
         else:
             out.out(
                 f"{job.source}: {way.describe()}; {plan.describe()}; about {format_size(memory)} with the scan, "
-                f"{_duration(seconds * plan.tiles.count)}; to {outputs[0]}{', which is there' * outputs[0].exists()}"
+                f"{format_duration(seconds * plan.tiles.count)}; to {outputs[0]}{', which is there' * outputs[0].exists()}"
             )
     return failures
 
@@ -269,24 +269,13 @@ class _Teller:
         if total < MANY_WINDOWS or self.talk.is_terminal or done > 2:
             return
         if self.seen is not None:
-            self.talk.print(f"{self.name}: about {_duration((time.perf_counter() - self.seen) * total)}", style="dim")
+            self.talk.print(f"{self.name}: about {format_duration((time.perf_counter() - self.seen) * total)}", style="dim")
         self.seen = time.perf_counter()
 
 
 def _notices(networks: Networks) -> list[str]:
     """What users should be told of the weights, each once."""
     return list(dict.fromkeys(network.source.notice for network in networks if network.source and network.source.notice))
-
-
-def _duration(seconds: float) -> str:
-    """A time for people.
-
-    >>> _duration(93), _duration(1200), _duration(30000)
-    ('93 s', '20 min', '8.3 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _one(networks: Networks, job: Job, settings: FileSettings, progress: Progress, teller: _Teller) -> Outcome:
@@ -340,24 +329,6 @@ def _report_skipped(job: Job, settings: FileSettings, talk: Console, as_json: bo
         results().out(json.dumps({"input": str(job.source), "skipped": str(label_map)}, ensure_ascii=False))
     else:
         talk.print(f"{label_map}  is there already, of the same scan, network and settings: skipped")
-
-
-def _tell(failure: Failure, talk: Console, several: bool, as_json: bool) -> None:
-    """Say at once why one of several scans failed, quiet or not; of a single one the command's own error tells."""
-    job, error = failure
-    if as_json:
-        facts = {"input": str(job.source), "error": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        results().out(json.dumps(facts, ensure_ascii=False))
-    if several:
-        (messages(quiet=False) if talk.quiet else talk).print(f"failed: {job.source}: {error}", style="red")
-
-
-def _raise_failures(failures: list[Failure], count: int) -> None:
-    if failures and count == 1:
-        raise failures[0][1]
-    if failures:
-        names = "; ".join(str(job.source) for job, _ in failures[:10]) + (" and more" if len(failures) > 10 else "")
-        raise HybridError(f"{len(failures)} of {count} scans failed: {names}.", hint="The reasons stand above.")
 
 
 def _voxels(shape: tuple[int, ...]) -> int:

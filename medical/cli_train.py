@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe such as hippocampus, or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a shipped recipe such as hippocampus or denoise-mr-compact, or a YAML file.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder with dataset.json (its splits), imagesTr and labelsTr, or images, labels.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for log, checkpoints, weights and record.")],
     start_from: Annotated[
@@ -23,17 +25,24 @@ def train(
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and nothing told of the data.")] = False,
 ) -> None:
-    """Train a segmentation network by a recipe; a stopped training goes on from its last checkpoint in the output folder.
+    """Train a segmentation or restoration network by a recipe.
+
+    A stopped training goes on from its last checkpoint in the output folder.
 
     Research use, not a medical device.
     """
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
+    from hybrid.errors import RequestError
     from hybrid.training import is_first_process
-    from medical.training import load_recipe, run, write_result
+    from medical import restoration_training, training
 
-    chosen = load_recipe(recipe)
+    restores = restoration_training.is_restoration(recipe)
+    kind: Any = restoration_training if restores else training  # both have a recipe, a run and a result of their own
+    chosen = kind.load_recipe(recipe)
+    if start_from is not None and restores:
+        raise RequestError("Trainings of restoration begin with nothing.", hint="Leave --start-from out.")
     if start_from is not None:
         chosen = chosen.model_copy(update={"start_from": start_from})
     if cases is not None:
@@ -45,17 +54,17 @@ def train(
         task = progress.add_task(chosen.name, total=chosen.training.steps, figures="")
 
         def show(done: int, total: int, figures: dict[str, float]) -> None:
-            text = f"step {done}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if k in ("loss", "lr", "dice"))
+            text = f"step {done}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if k in ("loss", "lr", "dice", "psnr"))
             progress.update(task, completed=done, total=total, figures=text)
 
         def tell(line: str) -> None:
             if not quiet:
                 progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-        network, facts = run(chosen, data, output, devices=devices, accelerator=accelerator, on_start=tell, on_progress=show)
+        network, facts = kind.run(chosen, data, output, devices=devices, accelerator=accelerator, on_start=tell, on_progress=show)
     for warning in facts["warnings"]:
         typer.echo(f"Warning: {warning}", err=True)
-    for path in write_result(network, facts, output, chosen.name):
+    for path in kind.write_result(network, facts, output, chosen.name):
         typer.echo(str(path))
 
 

@@ -13,8 +13,6 @@ from medical.label_maps import names_path
 from medical.pictures import is_picture, read_picture_file
 from medical.volumes import PICTURE_ENDINGS, Volume, is_nifti, read_volume, stack, stem
 
-TAG = "_seg"
-"""Put behind the name of a label map that lies beside its scan."""
 ENDINGS = (".nii.gz", ".nii", ".dcm", ".png")
 """Of files that a label map can be written to: NIfTI, or DICOM SEG alone; PNG for pictures."""
 _OTHER_FILES = (".gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".zip", ".tif", ".tiff", ".npy")
@@ -25,8 +23,28 @@ _NO_SCANS = (".json", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".md", ".png", ".
 
 
 @dataclass(frozen=True)
+class Naming:
+    """What results of scans are called.
+
+    Attributes:
+        what: For people.
+        tag: Put behind the name of one that lies beside its scan, and of the folder beside a folder of scans.
+        endings: Of files that it can be written to.
+        hint: How to name one.
+    """
+
+    what: str
+    tag: str
+    endings: tuple[str, ...]
+    hint: str
+
+
+LABEL_MAPS = Naming("label map", "_seg", ENDINGS, "Name a file .nii.gz, .nii or .dcm, or .png for pictures, or give a folder.")
+
+
+@dataclass(frozen=True)
 class Job:
-    """One scan and its label map.
+    """One scan and its label map, or another result.
 
     Attributes:
         sources: The scan: a file, a DICOM folder or a zip; several files are its channels.
@@ -49,8 +67,9 @@ def plan_jobs(
     stacked: bool = False,
     studies: bool = False,
     ending: str = ".nii.gz",
+    naming: Naming = LABEL_MAPS,
 ) -> list[Job]:
-    """Pair scans with label maps.
+    """Pair scans with label maps, or with other results that `naming` describes.
 
     A scan beside which its label map is to lie gives NAME_seg; in a folder of results it keeps its name, as `medical
     evaluate` expects it. A folder with DICOM files in it, or with one such sub-folder alone, is a scan. Any other folder is
@@ -65,6 +84,7 @@ def plan_jobs(
         stacked: The inputs are the channels of one scan.
         studies: Folders are DICOM studies of several series, of which one was chosen, and none is searched for scans.
         ending: Of the label maps, unless `output` is a file; those of pictures end in .png.
+        naming: What results are called.
 
     Raises:
         InputError: An input is missing, or a folder holds no scan.
@@ -78,15 +98,12 @@ def plan_jobs(
     for sources, _ in found:
         for path in sources:
             _check_there(path)
-    if output is not None and _is_other_file(output):
-        raise RequestError(
-            f"{output} is no name for a label map.",
-            hint="Name a file .nii.gz, .nii or .dcm, or .png for pictures, or give a folder.",
-        )
+    if output is not None and _is_other_file(output, naming):
+        raise RequestError(f"{output} is no name for a {naming.what}.", hint=naming.hint)
     several = len(found) > 1 or any(root is not None for _, root in found)
-    if several and output is not None and output.name.lower().endswith(ENDINGS) and not output.is_dir():
+    if several and output is not None and output.name.lower().endswith(naming.endings) and not output.is_dir():
         raise RequestError(f"{output} names a file, but there are {len(found)} scans.", hint="Give --output a folder.")
-    jobs = [Job(sources, _target(sources[0], root, output, several, ending)) for sources, root in found]
+    jobs = [Job(sources, _target(sources[0], root, output, several, ending, naming)) for sources, root in found]
     _check_distinct(jobs)
     return jobs
 
@@ -200,20 +217,20 @@ def _holds_dicom(folder: Path) -> bool:
     return any(is_dicom(path) for path in files if not is_nifti(path) and path.suffix.lower() not in (*_NO_SCANS, ".zip"))
 
 
-def _is_other_file(output: Path) -> bool:
+def _is_other_file(output: Path, naming: Naming) -> bool:
     name = output.name.lower()
-    return name.endswith((*_OTHER_FILES, *_NO_SCANS)) and not name.endswith(ENDINGS) and not output.is_dir()
+    return name.endswith((*_OTHER_FILES, *_NO_SCANS, *ENDINGS)) and not name.endswith(naming.endings) and not output.is_dir()
 
 
-def _target(source: Path, root: Path | None, output: Path | None, several: bool, ending: str) -> Path:
+def _target(source: Path, root: Path | None, output: Path | None, several: bool, ending: str, naming: Naming) -> Path:
     name = stem(source if source.name else source.resolve())
     ending = ".png" if is_picture(source) else ending
     if root is not None:
-        base = output if output is not None else root.resolve().with_name(root.resolve().name + TAG)
+        base = output if output is not None else root.resolve().with_name(root.resolve().name + naming.tag)
         return base / source.relative_to(root).parent / (name + ending)
     if output is None:
-        return source.resolve().with_name(name + TAG + ending) if not source.name else source.with_name(name + TAG + ending)
-    if several or output.is_dir() or not output.name.lower().endswith(ENDINGS):
+        return (source if source.name else source.resolve()).with_name(name + naming.tag + ending)
+    if several or output.is_dir() or not output.name.lower().endswith(naming.endings):
         return output / (name + ending)
     return output
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hybrid.catalogue import Catalogue
-from hybrid.errors import WeightsError
+from hybrid.errors import RequestError, WeightsError
 from hybrid.loading import build_network, open_weights
 from hybrid.weights import Resolved, Store, resolve
 from medical.protocol import Protocol
@@ -78,6 +78,10 @@ def build(found: Resolved, *, device: str = "auto", precision: str = "float32", 
     """Make the network of a file that `find_weights` found; arguments as for `load_model`."""
     from medical.models import MODULES, family
 
+    if found.entry is not None and found.entry.family not in MODULES:
+        raise RequestError(
+            f"{found.entry.name} restores scans and outlines nothing.", hint="Use `medical restore`, or choose another model."
+        )
     checkpoint = open_weights(found)
     config = saved_options(found.path.name, checkpoint.metadata) | config
     families = {name: family(name) for name in MODULES}

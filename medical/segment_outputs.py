@@ -126,7 +126,7 @@ def check_targets(job: Job, settings: FileSettings) -> tuple[Path, ...]:
         RequestError: One would take the place of the scan; or as `planned_outputs`.
     """
     outputs = planned_outputs(job, settings)
-    _keep_inputs(outputs, _places(job.sources))
+    keep_inputs(outputs, real_places(job.sources))
     if (folder := next((path for path in outputs if path.is_dir()), None)) is not None:
         raise OutputError(f"{folder} is a folder.", hint="Choose another --output.")
     if not settings.overwrite:
@@ -140,14 +140,14 @@ def check_jobs(jobs: Sequence[Job], settings: FileSettings, *, inputs: Sequence[
     Raises:
         RequestError: They would.
     """
-    places = _places([*inputs, *(source for job in jobs for source in job.sources)])
+    places = real_places([*inputs, *(source for job in jobs for source in job.sources)])
     seen: dict[str, Job] = {}
     for job in jobs:
         try:
             outputs = planned_outputs(job, settings)
         except RequestError:  # told when its turn comes; the others go on
             continue
-        _keep_inputs(outputs, places)
+        keep_inputs(outputs, places)
         for path in outputs:
             if (other := seen.setdefault(os.path.realpath(path), job)) is not job:
                 raise RequestError(
@@ -183,10 +183,10 @@ def already_done(job: Job, settings: FileSettings, wanted: Mapping[str, Any]) ->
     outputs = planned_outputs(job, settings)
     if settings.overwrite or not any(path.exists() for path in outputs):
         return False
-    found = _recorded(outputs[-1])
+    found = recorded_facts(outputs[-1])
     plain = json.loads(json.dumps(wanted))  # tuples are lists in the record
     same = all(found.get(key) == value for key, value in plain.items())
-    written = _written_names(found) if same else set()
+    written = written_names(found) if same else set()
     asked = {path.name for path in outputs if settings.format is not None or path.suffix != ".dcm"}
     complete = asked <= written and all((outputs[0].parent / name).exists() for name in written)
     if not complete or found.get("input_sha256") != sources_sha256(job.sources):
@@ -216,13 +216,13 @@ def orphans(job: Job, outputs: tuple[Path, ...]) -> tuple[Path, ...]:
     folder, name = outputs[0].parent, stem(job.target)
     endings = (".nii.gz", ".nii", ".labels.json", ".dcm", "_probabilities.nii.gz", *_REPORTS, LABELS, OVERLAY, PROBABILITIES)
     uncertain = (*uncertainty_files.MAPS, *uncertainty_files.REPORTS)
-    ours = {f"{name}{ending}" for ending in (*endings, *uncertain)} & _written_names(_recorded(outputs[-1]))
+    ours = {f"{name}{ending}" for ending in (*endings, *uncertain)} & written_names(recorded_facts(outputs[-1]))
     found = [folder / each for each in sorted(ours - {path.name for path in outputs})]
-    kept = _places(job.sources)
+    kept = real_places(job.sources)
     return tuple(path for path in found if os.path.realpath(path) not in kept)
 
 
-def _recorded(record: Path) -> dict[str, Any]:
+def recorded_facts(record: Path) -> dict[str, Any]:
     """What a record says; nothing where there is none that can be read."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -231,17 +231,17 @@ def _recorded(record: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _written_names(recorded: Mapping[str, Any]) -> set[str]:
+def written_names(recorded: Mapping[str, Any]) -> set[str]:
     names = recorded.get("outputs")
     return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
 
-def _places(sources: Iterable[Path]) -> dict[str, Path]:
+def real_places(sources: Iterable[Path]) -> dict[str, Path]:
     """Where inputs truly lie."""
     return {os.path.realpath(source): source for source in sources}
 
 
-def _keep_inputs(outputs: Sequence[Path], inputs: Mapping[str, Path]) -> None:
+def keep_inputs(outputs: Sequence[Path], inputs: Mapping[str, Path]) -> None:
     """Refuse outputs that are an input, or that would lie among the files of one, where they could replace a slice."""
     for path in outputs:
         place = Path(os.path.realpath(path))

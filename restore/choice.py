@@ -49,7 +49,7 @@ def choose_model(known: Catalogue, store: Store, *, wanted: float, pixels: int, 
     """The network of the highest reported PSNR that is expected to be done within two minutes a picture.
 
     Where none is, the quickest one is chosen. Only weights that are shipped or in the cache count: nothing is downloaded.
-    Networks without a reported PSNR, such as GANs for damaged photographs, are another task and never chosen.
+    Networks of other tasks, and those without a reported PSNR, such as GANs for damaged photographs, are never chosen.
 
     Args:
         known: The models that have names.
@@ -64,6 +64,7 @@ def choose_model(known: Catalogue, store: Store, *, wanted: float, pixels: int, 
     rate = PASSES[device.split(":")[0]]
     if device == "cpu":
         rate *= _cores()
+    known = Catalogue({entry.name: entry for entry in known if entry.task == "super-resolution"}, known.package)
     present: list[_Candidate] = []
     for scale in suitable_scales(wanted, {scale for entry in known for scale in entry.files}):
         present = present or list(_present(known, store, scale, pixels, rate))

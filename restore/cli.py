@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from restore import cli_options as options
 from restore.cli_bench import bench
 from restore.cli_compare import compare
 from restore.cli_interpolate import interpolate
 from restore.cli_models import models
 from restore.cli_train import train
+from restore.tasks import DEBLUR, DEJPEG, DENOISE, SR, Command
 
 app = typer.Typer(
     name="restore",
@@ -26,52 +28,46 @@ app.command()(bench)
 app.command()(compare)
 app.command()(train)
 
-Format = Literal["png", "jpeg", "tiff", "webp", "avif"]
-PrecisionName = Literal["auto", "float32", "bf16", "fp16"]
-
 
 @app.command()
 def sr(
-    inputs: Annotated[list[str], typer.Argument(help="Pictures, folders (searched recursively) or quoted globs.")],
+    inputs: options.Inputs,
     model: Annotated[
         str, typer.Option(help="A name from `restore models list`, or auto: the best one that is here and quick enough.")
-    ] = "auto",
+    ] = SR.model,
     scale: Annotated[
         float | None, typer.Option(help="Enlargement, any number. One that the model lacks is reached by a resize. Default 4.")
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Final size in pixels in place of --scale: 3840x2160, or 3840x or x2160 to keep the ratio.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="A checkpoint file; takes the place of --model.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for one input, folder for many.")] = None,
-    format: Annotated[Format | None, typer.Option(help="Format of the outputs. Default: the input's.")] = None,
-    quality: Annotated[int, typer.Option(help="Of JPEG, WebP and AVIF, 1 to 100.")] = 95,
-    lossless: Annotated[bool, typer.Option("--lossless", help="Lossless WebP or AVIF.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")] = False,
-    tile: Annotated[str, typer.Option(help="auto, off, or the largest tile edge in input pixels.")] = "auto",
-    memory: Annotated[str | None, typer.Option(help="Most memory the process may take, such as 2GB.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(min=1, help="Accept pictures of up to this many pixels.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    precision: Annotated[PrecisionName, typer.Option(help="What the network computes in.")] = "auto",
-    ensemble: Annotated[
-        bool,
-        typer.Option("--ensemble", help="Average over eight flips and turns: eight times as long."),
-    ] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Print tiles, memory and time, and write nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    weights: options.Weights = None,
+    output: options.Output = None,
+    format: options.Format = None,
+    quality: options.Quality = 95,
+    lossless: options.Lossless = False,
+    overwrite: options.Overwrite = False,
+    tile: options.Tile = "auto",
+    memory: options.Memory = None,
+    max_pixels: options.MaxPixels = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    ensemble: options.Ensemble = False,
+    plan: options.Plan = False,
+    json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Enlarge pictures: colour depth, alpha, profile and metadata stay as they are."""
-    from restore.cli_sr import Request, run
+    from restore.cli_road import Request
+    from restore.cli_sr import Enlargement, run
     from restore.final_size import asked_size
 
     network_scale, final = asked_size(scale, size)
     run(
         Request(
+            command=SR,
             inputs=tuple(inputs),
             source=weights if weights is not None else model,
-            scale=network_scale if network_scale is not None or weights is not None or final is not None else 4,
-            final=final,
             output=output,
             format=format,
             quality=quality,
@@ -86,8 +82,72 @@ def sr(
             plan_only=plan,
             json=json,
             quiet=quiet,
-        )
+        ),
+        Enlargement(network_scale if network_scale is not None or weights is not None or final is not None else 4, final),
     )
+
+
+def _same_size(command: Command) -> Callable[..., None]:
+    """The function behind a command that keeps the size of pictures."""
+
+    def restore(
+        inputs: options.Inputs,
+        model: Annotated[str, typer.Option(help="A name from `restore models list`.")] = command.model,
+        weights: options.Weights = None,
+        output: options.Output = None,
+        outputs: options.Outputs = 0,
+        select: options.Select = "best",
+        uncertainty: options.Uncertainty = None,
+        format: options.Format = None,
+        quality: options.Quality = 95,
+        lossless: options.Lossless = False,
+        overwrite: options.Overwrite = False,
+        tile: options.Tile = "auto",
+        memory: options.Memory = None,
+        max_pixels: options.MaxPixels = None,
+        device: options.Device = "auto",
+        precision: options.Precision = "auto",
+        ensemble: options.Ensemble = False,
+        plan: options.Plan = False,
+        json: options.AsJson = False,
+        quiet: options.Quiet = False,
+    ) -> None:
+        from restore.cli_road import Request
+        from restore.cli_same_size import asked_main, run
+        from restore.one_output import Selection
+
+        run(
+            Request(
+                command=command,
+                inputs=tuple(inputs),
+                source=weights if weights is not None else model,
+                output=output,
+                format=format,
+                quality=quality,
+                lossless=lossless,
+                overwrite=overwrite,
+                tile=tile,
+                memory=memory,
+                max_pixels=max_pixels,
+                device=device,
+                precision=precision,
+                ensemble=ensemble,
+                plan_only=plan,
+                json=json,
+                quiet=quiet,
+                selection=Selection(asked_main(select), outputs, uncertainty),
+            )
+        )
+
+    return restore
+
+
+for _command, _help in (
+    (DEBLUR, "Sharpen pictures blurred by a shaken camera, by motion or out of focus; all else stays as it is."),
+    (DENOISE, "Remove noise from pictures; size, colour depth, alpha, profile and metadata stay as they are."),
+    (DEJPEG, "Remove the blocks and halos that JPEG leaves; size, alpha, profile and metadata stay as they are."),
+):
+    app.command(_command.name, help=_help)(_same_size(_command))
 
 
 @app.command()

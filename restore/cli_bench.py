@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
 if TYPE_CHECKING:
-    from restore.evaluation import Benchmark, Method, Picture
+    from restore.evaluation import Benchmark, BenchmarkPlan, Method, Picture
+
+
+Task = Literal["super-resolution", "deblurring", "denoising", "jpeg"]
 
 
 def bench(
     sets: Annotated[list[str], typer.Argument(help="Data sets such as set5 or mini, YAML descriptions, or folders of pictures.")],
-    model: Annotated[list[str], typer.Option(help="bicubic, a name from `restore models list`, or a checkpoint. Repeatable.")],
-    scale: Annotated[int, typer.Option(help="Enlargement.")] = 4,
+    model: Annotated[
+        list[str],
+        typer.Option(help="A name from `restore models list`, a checkpoint, or a classical method (see --task). Repeatable."),
+    ],
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="What is scored; by itself the first task of the first set. Classical methods: bicubic | blurred, wiener, "
+            "richardson-lucy | noisy, bilateral, tv-chambolle, wavelet, nl-means, bm3d | jpeg, shifted-jpeg."
+        ),
+    ] = None,
+    scale: Annotated[int | None, typer.Option(help="Enlargement of super-resolution; 4 by itself.")] = None,
+    sigma: Annotated[
+        list[float] | None, typer.Option(help="Strength of the noise to be removed, in 1/255. Repeatable; those of each set.")
+    ] = None,
+    quality: Annotated[list[int] | None, typer.Option(help="JPEG quality, 1 to 100. Repeatable; those of each set.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder that holds the folders of the data sets.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for tables, pictures and plots.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
@@ -28,15 +45,19 @@ def bench(
     from rich.progress import Progress
 
     from hybrid.devices import choose_device
-    from restore.evaluation import plan_benchmark, run_benchmark
+    from restore.evaluation import run_benchmark
     from restore.evaluation_report import write_report
 
+    chosen = task or _task_of(sets[0], scale, sigma, quality)
+    _check_levels(chosen, scale, sigma, quality)
     choose_device(device)  # one that is not there is an error, and no reason to skip every row
-    methods = [method for name in model for method in _methods(name, scale, device, precision)]
-    plan = plan_benchmark([_spec(name) for name in sets], methods, scale=scale, data_dir=data)
+    if chosen == "super-resolution":
+        plan = _plan_super_resolution(sets, model, scale or 4, data, device, precision)
+    else:
+        plan = _plan_restoration(chosen, sets, model, [*(sigma or ()), *(quality or ())], data, device, precision)
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
-        task = progress.add_task("pictures", total=plan.runs)
-        result = run_benchmark(plan, output=output, on_progress=lambda done, _: progress.update(task, completed=done))
+        bar = progress.add_task("pictures", total=plan.runs)
+        result = run_benchmark(plan, output=output, on_progress=lambda done, _: progress.update(bar, completed=done))
     _show(result)
     if output is not None:
         for path in write_report(result, output):
@@ -44,16 +65,73 @@ def bench(
     raise typer.Exit(result.exit_code)
 
 
-def _spec(name: str) -> Any:
+def _task_of(name: str, scale: int | None, sigma: list[float] | None, quality: list[int] | None) -> Task:
+    """The task that is meant: the one whose option is given, else the first of the set."""
+    from data_specs import DataSpec, load_spec
+    from hybrid.errors import RequestError
+
+    if scale is not None:
+        return "super-resolution"
+    if sigma or quality:
+        return "denoising" if sigma else "jpeg"
+    if Path(name).is_dir():
+        return "super-resolution"
+    task = load_spec(name, DataSpec).task
+    if task not in get_args(Task):
+        raise RequestError(f"{name} is a data set for {task} and cannot be used here.", hint="See `medical evaluate`.")
+    return cast(Task, task)
+
+
+def _check_levels(task: Task, scale: int | None, sigma: list[float] | None, quality: list[int] | None) -> None:
+    from hybrid.errors import RequestError
+
+    given = {"--scale": scale, "--sigma": sigma, "--quality": quality}
+    fits = {"super-resolution": "--scale", "denoising": "--sigma", "jpeg": "--quality"}
+    for flag, value in given.items():
+        if value and fits.get(task) != flag:
+            right = next(each for each, own in fits.items() if own == flag)
+            raise RequestError(f"{flag} is for {right}, not for {task}.", hint="Leave it out, or give another --task.")
+    if any(each <= 0 for each in sigma or ()) or any(not 1 <= each <= 100 for each in quality or ()):
+        raise RequestError("--sigma must be above 0, and --quality from 1 to 100.")
+
+
+def _plan_super_resolution(
+    sets: list[str], model: list[str], scale: int, data: Path | None, device: str, precision: str
+) -> BenchmarkPlan:
     from data_specs import folder_spec, load_spec
+    from restore.evaluation_sr import plan_super_resolution
 
-    return folder_spec(name) if Path(name).is_dir() else load_spec(name)
+    methods = [method for name in model for method in _enlargers(name, scale, device, precision)]
+    specs = [folder_spec(name) if Path(name).is_dir() else load_spec(name) for name in sets]
+    return plan_super_resolution(specs, methods, scale=scale, data_dir=data)
 
 
-def _methods(name: str, scale: int, device: str, precision: str) -> list[Method]:
+def _plan_restoration(
+    task: Literal["deblurring", "denoising", "jpeg"],
+    sets: list[str],
+    model: list[str],
+    levels: list[float],
+    data: Path | None,
+    device: str,
+    precision: str,
+) -> BenchmarkPlan:
+    from data_specs import RestorationSpec, folder_restoration_spec, load_spec
+    from restore.baselines import baseline
+    from restore.evaluation_networks import network_method
+    from restore.evaluation_restoration import plan_restoration
+
+    specs = [
+        folder_restoration_spec(name, task) if Path(name).is_dir() else load_spec(name, RestorationSpec, task) for name in sets
+    ]
+    methods = [baseline(name, task) or network_method(name, device, precision) for name in model]
+    return plan_restoration(specs, methods, levels=levels, data_dir=data)
+
+
+def _enlargers(name: str, scale: int, device: str, precision: str) -> list[Method]:
     """The rows that one --model asks for. Absent weights make a skipped row: nothing stands in for a model in a table."""
     from hybrid.errors import RequestError, ResourceError, WeightsError
-    from restore.evaluation import Method, bicubic, bicubic_8bit
+    from restore.evaluation import Method
+    from restore.evaluation_sr import bicubic, bicubic_8bit
     from restore.loading import catalogue, load_model
 
     if name == "bicubic":
@@ -71,9 +149,9 @@ def _methods(name: str, scale: int, device: str, precision: str) -> list[Method]
 
     def run(low: Picture) -> Picture:
         from restore.images import Picture as WholePicture
-        from restore.super_resolution import enlarge
+        from restore.restoration import restore_picture
 
-        return enlarge(network, WholePicture(low)).colour
+        return restore_picture(network, WholePicture(low)).colour
 
     assert network.source is not None
     facts = {
@@ -90,12 +168,13 @@ def _show(result: Benchmark) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from restore.evaluation_report import HEADER, table_rows
+    from restore.evaluation_report import table
 
-    table = Table(*HEADER)
-    for cells in table_rows(result):
-        table.add_row(*cells)
-    Console(soft_wrap=False, width=None if Console().is_terminal else 160).print(table)
+    header, rows = table(result)
+    shown = Table(*header)
+    for cells in rows:
+        shown.add_row(*cells)
+    Console(soft_wrap=False, width=None if Console().is_terminal else 160).print(shown)
     for row in result.rows:
         if row.method.skipped:
             typer.echo(f"{row.method.name}: skipped: {row.method.skipped}")

@@ -9,7 +9,9 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe such as hat-compact-x4, or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a shipped recipe such as hat-compact-x4 or denoise-compact, or a YAML file.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder of photographs, searched recursively.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for log, checkpoints, weights and record.")],
     steps: Annotated[int | None, typer.Option(help="Other number of steps than the recipe's.")] = None,
@@ -33,7 +35,7 @@ def train(
         task = progress.add_task(chosen.name, total=chosen.training.steps, figures="")
 
         def show(done: int, total: int, figures: dict[str, float]) -> None:
-            text = f"step {done}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if k != "seconds")
+            text = f"step {done}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if k != "seconds" and "won_" not in k)
             progress.update(task, completed=done, total=total, figures=text)
 
         network, facts = run(chosen, data, output, devices=devices, accelerator=accelerator, on_progress=show)

@@ -22,7 +22,7 @@ from restore.loading import build, catalogue
 from restore.metrics import SSIM_WINDOW, psnr, ssim
 from restore.models.base import RestorationNetwork
 from restore.resize import imresize
-from restore.super_resolution import RunSettings, enlarge
+from restore.restoration import RunSettings, restore_picture
 
 BICUBIC = "bicubic"
 ABSENT = "weights not here (see `restore models list`)"
@@ -252,7 +252,7 @@ def rgb8(picture: Picture) -> NDArray[np.uint8]:
 def _run(name: str, network: RestorationNetwork, case: Case) -> Result:
     started = time.perf_counter()
     outer = case.region.grown(network.card.overlap, case.picture.colour.shape)
-    large = enlarge(network, outer.cut(case.picture), RunSettings())
+    large = restore_picture(network, outer.cut(case.picture), RunSettings())
     assert network.source is not None
     facts = (network.source.file, network.source.sha256)
     return _result(name, large, outer, case, time.perf_counter() - started, *facts)

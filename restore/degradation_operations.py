@@ -22,7 +22,7 @@ from restore.resize import round_to_uint8
 Pixels = NDArray[np.float32]
 Chroma = Literal["4:2:0", "4:4:4"]
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of full-range BT.601 luma, the gray of JPEG."""
 
 
@@ -118,6 +118,19 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Haze:
+    """White laid over the picture, of which `clear` comes through: clear v + 1 - clear."""
+
+    clear: float
+
+    def apply(self, image: Pixels) -> Pixels:
+        return image * np.float32(self.clear) + np.float32(1 - self.clear)
+
+    def __str__(self) -> str:
+        return f"haze {1 - self.clear:.2f}"
+
+
+@dataclass(frozen=True)
 class GaussianNoise:
     """White noise of one strength everywhere.
 
@@ -161,7 +174,7 @@ class PoissonNoise:
     seed: int
 
     def apply(self, image: Pixels) -> Pixels:
-        source = (image @ _LUMA)[..., None] if self.gray else image
+        source = (image @ LUMA)[..., None] if self.gray else image
         values = round_to_uint8(source * 255)
         levels = 1 << (len(np.unique(values)) - 1).bit_length()
         signal = values / 255.0

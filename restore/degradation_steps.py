@@ -24,7 +24,7 @@ from restore.motion_kernels import DefocusKernel, MotionKernel, ShakeKernel
 Value = TypeVar("Value", int, float)
 
 
-def _ordered(values: tuple[Value, Value]) -> tuple[Value, Value]:
+def ordered(values: tuple[Value, Value]) -> tuple[Value, Value]:
     if values[0] > values[1]:
         raise ValueError(f"the lower end {values[0]:g} exceeds the upper end {values[1]:g}")
     return values
@@ -46,14 +46,14 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Photon = Annotated[float, Field(ge=1e-9, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
-FromZero = Annotated[tuple[Weight, Weight], AfterValidator(_ordered)]
-Length = Annotated[tuple[Annotated[float, Field(gt=0, le=200)], Annotated[float, Field(gt=0, le=200)]], AfterValidator(_ordered)]
-Roll = Annotated[tuple[Annotated[float, Field(ge=-30, le=30)], Annotated[float, Field(ge=-30, le=30)]], AfterValidator(_ordered)]
+Range = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
+FromZero = Annotated[tuple[Weight, Weight], AfterValidator(ordered)]
+Length = Annotated[tuple[Annotated[float, Field(gt=0, le=200)], Annotated[float, Field(gt=0, le=200)]], AfterValidator(ordered)]
+Roll = Annotated[tuple[Annotated[float, Field(ge=-30, le=30)], Annotated[float, Field(ge=-30, le=30)]], AfterValidator(ordered)]
 Grid = Annotated[int, Field(ge=1, le=32)]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1, le=101)], Annotated[int, Field(ge=1, le=101)]],
-                  AfterValidator(_ordered), AfterValidator(_odd)]  # fmt: skip
-Quality = Annotated[tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]], AfterValidator(_ordered)]
+                  AfterValidator(ordered), AfterValidator(_odd)]  # fmt: skip
+Quality = Annotated[tuple[Annotated[int, Field(ge=1, le=100)], Annotated[int, Field(ge=1, le=100)]], AfterValidator(ordered)]
 
 Shape = Literal["isotropic", "anisotropic", "generalised", "generalised-anisotropic", "plateau", "plateau-anisotropic"]
 
@@ -242,6 +242,29 @@ class Resize(Step):
         return (operations.Resize((height, width), method, self.antialias),)
 
 
+class Shrink(Step):
+    """Resizing to the whole part of the input's sides divided by a number drawn evenly; below 1 it enlarges."""
+
+    kind: Literal["shrink"] = "shrink"
+    divisors: Range
+    method: Method = "bilinear"
+
+    def _draw(self, rng: np.random.Generator, frame: Frame) -> tuple[Operation, ...]:
+        divisor = float(rng.uniform(*self.divisors))
+        height, width = (max(1, int(side / divisor)) for side in frame.input)
+        return (operations.Resize((height, width), self.method),)
+
+
+class Haze(Step):
+    """Haze; what comes through is drawn evenly."""
+
+    kind: Literal["haze"] = "haze"
+    clear: Annotated[tuple[Photon, Photon], AfterValidator(ordered), Field(description="share that comes through")] = (0.75, 0.95)
+
+    def _draw(self, rng: np.random.Generator, frame: Frame) -> tuple[Operation, ...]:
+        return (operations.Haze(float(rng.uniform(*self.clear))),)
+
+
 class GaussianNoise(Step):
     """White noise of a strength drawn evenly; both ends the same for a known one."""
 
@@ -276,7 +299,7 @@ class CameraNoise(Step):
 
     kind: Literal["camera-noise"] = "camera-noise"
     shot: Annotated[
-        tuple[Photon, Photon], AfterValidator(_ordered), Field(description="linear value of one photon, white being 1")
+        tuple[Photon, Photon], AfterValidator(ordered), Field(description="linear value of one photon, white being 1")
     ] = (1e-4, 0.012)
 
     def _draw(self, rng: np.random.Generator, frame: Frame) -> tuple[Operation, ...]:
@@ -340,6 +363,8 @@ AnyStep: TypeAlias = Annotated[
     | ObjectMotion
     | Defocus
     | Resize
+    | Shrink
+    | Haze
     | GaussianNoise
     | PoissonNoise
     | CameraNoise

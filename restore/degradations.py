@@ -105,7 +105,7 @@ class Pipeline(BaseModel):
         Raises:
             RequestError: Another shape or type, or steps that do not lead to the size of the output.
         """
-        pixels = _to_float(image)
+        pixels = to_float(image)
         plan = self.draw((image.shape[0], image.shape[1]), rng)
         values = run(plan, pixels)
         return Degraded(round_to_uint8(values * 255), plan, values)
@@ -169,7 +169,7 @@ def _blur(sigma: tuple[float, float], probability: float = 1.0) -> OneOf:
     return OneOf(steps=(Sinc(), Blur(sigma=sigma)), weights=(0.1, 0.9), probability=probability)
 
 
-def _to_float(image: NDArray) -> Pixels:
+def to_float(image: NDArray) -> Pixels:
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype not in (np.uint8, np.float32):
         raise RequestError(
             f"Cannot degrade {image.dtype} values of shape {image.shape}.", hint="Give (H, W, 3) as uint8, or float32 in [0, 1]."

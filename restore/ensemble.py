@@ -25,13 +25,16 @@ class SelfEnsemble(RestorationNetwork):
     Attributes:
         network: The network that runs, one view after the other.
         card: Its card, with room for the running sum.
+        note: What a record says of it.
     """
 
     def __init__(self, network: RestorationNetwork) -> None:
         super().__init__()
         self.network = network
+        self.note = NOTE
         card = network.card
-        self.card = replace(card, activation_floats=card.activation_floats + card.channels * card.scale**2)
+        summed = card.outputs * card.out_channels * card.scale**2
+        self.card = replace(card, activation_floats=card.activation_floats + summed, result=None)
         self.precision, self.source = network.precision, network.source
         self.train(network.training)
 
@@ -39,7 +42,7 @@ class SelfEnsemble(RestorationNetwork):
         """(B, C, H, W) to the mean of eight results (B, ..., C, H * scale, W * scale), summed in float32."""
         total: Tensor | None = None
         for axes, swap in _views():
-            y = self.network(_turn(x, axes, swap)).float()
+            y = self.network.result(_turn(x, axes, swap)).float()
             y = (y.transpose(-2, -1) if swap else y).flip(axes)  # undone in the opposite order
             total = y if total is None else total.add_(y)
         assert total is not None

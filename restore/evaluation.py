@@ -1,66 +1,66 @@
-"""Benchmarks of super-resolution methods by the protocol of the papers.
+"""The engine of the benchmarks: every method on every picture of every set, by the protocol of the papers.
 
-`plan_benchmark` finds all files and fails early, `run_benchmark` scores every method on every picture, and
-`restore.evaluation_report` writes what came out. Pictures are uint8 arrays ``(H, W, 3)`` in RGB order.
-
-The protocol, unless a set's description says otherwise: the high-resolution (HR) picture is cut to a multiple of the
-scale s; the low-resolution (LR) picture is MATLAB's bicubic one, stored in 8 bits; the result is quantised to 8 bits;
-s pixels are left out on each side; PSNR and SSIM are taken on unrounded BT.601 luma; the score of the set is the plain
-mean over its pictures. Grey files are read as three equal channels.
+A set at one level (a scale, a noise strength, a quality) is a `TestSet`, which reads its pictures and scores results:
+`restore.evaluation_sr` has those of super-resolution, `restore.evaluation_restoration` those at the picture's own size.
+Both plan first, which finds all files and fails early; `run_benchmark` then runs, and `restore.evaluation_report` writes
+what came out.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_specs import Checked, FoundImages, ImagePair, Published, SuperResolutionSpec, check_files, find_images
-from hybrid.errors import HybridError, InputError, OutputError, RequestError
+from data_specs import Checked, DataSpec
+from hybrid.errors import HybridError, RequestError
 from restore.evaluation_files import write_png
-from restore.images import read_picture
-from restore.metrics import psnr, rgb_to_y, ssim
-from restore.resize import downscale, imresize, mod_crop, round_to_uint8
+from restore.metrics_multi import output_scores
 
 log = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
 
-BICUBIC = "bicubic"
-BICUBIC_8BIT = "bicubic (stored LR)"
-
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a benchmark: something that enlarges pictures, or the reason why it can not.
+    """One row of a benchmark: something that restores pictures, or the reason why it can not.
 
     Attributes:
         name: Name in the report; no two methods of a benchmark share one.
-        run: Takes the input picture and returns the enlarged one, both uint8. None for a method that is skipped.
+        run: Takes what `takes` says and returns the restored picture. None for a method that is skipped.
         skipped: Why the method cannot run, such as weights that are absent. It is never replaced by another.
         parameters: Number of parameters of the network; None if it has none.
         published: Key of the method in the tables of published numbers.
-        takes: ``lr``: `run` takes the LR picture (H, W, 3) and returns (H * s, W * s, 3). ``luma``: it takes the HR
-            luma plane (H, W), shrinks and enlarges it itself and returns (H, W), as the classical baselines do.
+        takes: ``picture``: the degraded picture, for super-resolution the LR picture (H, W, 3) uint8, which becomes
+            (H * s, W * s, 3). ``luma``: the HR luma plane (H, W), which it shrinks and enlarges itself and returns, as the
+            classical baselines do. ``case``: all that is known of the picture, as classical methods that are told the
+            strength of the noise or the kernel take it.
+        outputs: How many pictures it returns, as a further first axis; 1: one picture, no such axis.
+        select: Of several outputs (outputs, H, W, C) and the degraded picture, the one to use, without a reference.
+        timed: Whether its time says anything; not of what returns its input.
         facts: What else a report should record: weights file, its sha256, device, precision, tiles.
     """
 
     name: str
-    run: Callable[[Picture], Picture] | None = None
+    run: Callable[[Any], NDArray] | None = None
     skipped: str | None = None
     parameters: int | None = None
     published: str | None = None
-    takes: Literal["lr", "luma"] = "lr"
+    takes: Literal["picture", "luma", "case"] = "picture"
+    outputs: int = 1
+    select: Callable[[NDArray, NDArray], int] | None = None
+    timed: bool = True
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,87 +68,139 @@ class Method:
             raise ValueError(f"method {self.name!r} needs either something to run or a reason why it is skipped")
 
 
-def bicubic(scale: int) -> Method:
-    """The bicubic baseline as the papers print it.
-
-    It works on the luma plane alone: uint8 luma (a grey file's own plane), shrunk and enlarged without rounding in
-    between, rounded to uint8 at the end.
-    """
-
-    def run(luma: Picture) -> Picture:
-        return round_to_uint8(imresize(imresize(luma, 1 / scale), scale))
-
-    return Method(BICUBIC, run, published="bicubic", takes="luma")
-
-
-def bicubic_8bit(scale: int) -> Method:
-    """MATLAB's bicubic enlargement of the 8-bit LR picture, fed and scored as a network is."""
-    return Method(BICUBIC_8BIT, lambda lr: imresize(lr, scale, "uint8"))
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """A data set whose files are found. `checked` tells whether they are the known ones (None: no sums known)."""
-
-    __test__ = False  # not a test for pytest
-
-    spec: SuperResolutionSpec
-    found: FoundImages
-    checked: Checked | None
-
-
-@dataclass(frozen=True)
-class BenchmarkPlan:
-    """All that will be run: every method on every picture of every set at one scale."""
-
-    scale: int
-    sets: tuple[TestSet, ...]
-    methods: tuple[Method, ...]
-
-    @property
-    def runs(self) -> int:
-        """Number of pictures to be enlarged."""
-        return sum(len(each.found.pairs) for each in self.sets) * sum(method.run is not None for method in self.methods)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One test picture, ready to be scored.
-
-    Attributes:
-        hr: ``(h * s, w * s, 1 or 3)`` uint8.
-        lr: ``(h, w, 1 or 3)`` uint8.
-        cut: True if the stored HR picture was larger.
-        made: True if the LR picture was made from the HR one.
-    """
-
-    hr: Picture
-    lr: Picture
-    cut: bool
-    made: bool
-
-
 @dataclass(frozen=True)
 class ImageScore:
-    """PSNR in dB, SSIM and seconds of one method on one picture; or the error that kept it from a score."""
+    """PSNR and PSNR-B in dB, SSIM and seconds of one method on one picture; or the error that kept it from a score."""
 
     image: str
     psnr: float | None = None
     ssim: float | None = None
     seconds: float | None = None
+    psnr_b: float | None = None
     grey: bool = False
     cut: bool = False
     error: str | None = None
 
 
 @dataclass(frozen=True)
+class PublishedScore:
+    """What a paper or its repository reports, and where."""
+
+    method: str
+    psnr: float
+    ssim: float | None
+    source: str
+    psnr_b: float | None = None
+
+
+class TestSet(ABC):
+    """A data set at one level, whose files are found.
+
+    Attributes:
+        spec: Its description.
+        checked: Whether the files are the known ones; None: no sums known.
+        base: Title of what the sheet shows as the starting point.
+        base_method: The method that scores just that.
+    """
+
+    __test__ = False  # not a test for pytest
+    spec: DataSpec
+    checked: Checked | None
+    base: str
+    base_method: str
+
+    @property
+    @abstractmethod
+    def level(self) -> str:
+        """The level, such as ``x4`` or ``sigma 25``; empty where there is none."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The pictures, in order."""
+
+    @property
+    def title(self) -> str:
+        """Name and level in print."""
+        return f"{self.spec.title} {self.level}".strip()
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its result pictures."""
+        return "_".join(filter(None, (folder_name(self.spec.name), self.level.replace(" ", ""))))
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is a reference to score against."""
+        return True
+
+    @abstractmethod
+    def read(self, index: int) -> Any:
+        """The case of one picture. Raises InputError if its files cannot be used."""
+
+    @abstractmethod
+    def given(self, case: Any, method: Method) -> Any:
+        """What the method's `run` takes."""
+
+    @abstractmethod
+    def score(self, name: str, result: NDArray, case: Any, method: Method) -> ImageScore:
+        """Score one result. Raises OutputError if it is no picture of the case's size and type."""
+
+    @abstractmethod
+    def as_file(self, result: NDArray) -> Picture:
+        """A result as it is kept: uint8."""
+
+    @abstractmethod
+    def shown(self, case: Any) -> tuple[Picture, Picture]:
+        """The reference and the starting point of the sheet, (H, W, 3) of one size."""
+
+    @abstractmethod
+    def published(self, method: str | None) -> PublishedScore | None:
+        """The published row of a method, by its key in the table; None if there is none."""
+
+    @abstractmethod
+    def facts(self, scores: Sequence[ImageScore]) -> list[str]:
+        """Every choice behind the scores, one sentence each; `scores` are those of the pictures that could be read."""
+
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """Name, protocol and layout as plain values."""
+
+    def keep(self, output: Path, method: Method, index: int, case: Any, result: NDArray) -> None:
+        """Write what is kept of a result."""
+        write_png(self.path(output, method.name, self.names[index]), self.as_file(result))
+
+    def path(self, output: Path, method: str, image: str) -> Path:
+        """Where the result of a method on a picture lies."""
+        return output / self.folder / folder_name(method) / f"{image}.png"
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """All that will be run: every method on every picture of every set."""
+
+    sets: tuple[TestSet, ...]
+    methods: tuple[Method, ...]
+
+    @property
+    def runs(self) -> int:
+        """Number of pictures to be restored."""
+        return sum(len(each.names) for each in self.sets) * sum(method.run is not None for method in self.methods)
+
+
+@dataclass(frozen=True)
 class Row:
-    """One method on one set. The means are None for a skipped method, and as soon as one picture failed."""
+    """One method on one set. The means are None for a skipped method, and as soon as one picture failed.
+
+    Attributes:
+        derived: The row reads several outputs in another way than the method itself, and has no pictures of its own.
+    """
 
     test_set: TestSet
     method: Method
     scores: tuple[ImageScore, ...]
-    published: Published | None
+    published: PublishedScore | None
+    derived: bool = False
 
     @property
     def failures(self) -> tuple[ImageScore, ...]:
@@ -163,6 +215,10 @@ class Row:
         return self._mean([score.ssim for score in self.scores])
 
     @property
+    def psnr_b(self) -> float | None:
+        return self._mean([score.psnr_b for score in self.scores])
+
+    @property
     def seconds(self) -> float | None:
         """Mean seconds per picture, without reading and scoring."""
         return self._mean([score.seconds for score in self.scores])
@@ -174,7 +230,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The result: one row for each set and method, in the order of the plan."""
+    """The result: the rows of each set and method, in the order of the plan."""
 
     plan: BenchmarkPlan
     rows: tuple[Row, ...]
@@ -182,90 +238,53 @@ class Benchmark:
     @property
     def failures(self) -> int:
         """Pictures without a score, over all rows; skipped methods do not count."""
-        return sum(len(row.failures) for row in self.rows)
+        return sum(len(row.failures) for row in self.rows if not row.derived)
 
     @property
     def exit_code(self) -> int:
         return 1 if self.failures else 0
 
 
-def plan_benchmark(
-    specs: Sequence[SuperResolutionSpec], methods: Sequence[Method], *, scale: int, data_dir: str | Path | None = None
-) -> BenchmarkPlan:
-    """Find all pictures before anything is run.
-
-    Args:
-        specs: Data sets, see `data_specs.load_spec` and `data_specs.folder_spec`.
-        methods: What to compare, see `bicubic`, `bicubic_8bit` and `Method`.
-        scale: Scale of the benchmark.
-        data_dir: Folder that holds the folders of the data sets; not needed for sets that bring their pictures.
+def check_names(sets: Sequence[str], methods: Sequence[Method], reserved: str | None = None) -> None:
+    """Refuse an empty benchmark and names that would share a row or a folder.
 
     Raises:
-        RequestError: Nothing to do, a name given twice, or a scale that a set lacks.
-        InputError: Pictures are missing; the message lists what was looked for.
+        RequestError: There is nothing to do, or a name is given twice.
     """
-    if not specs or not methods:
+    if not sets or not methods:
         raise RequestError("A benchmark needs at least one data set and one method.")
-    _refuse_twice("data set", [spec.name for spec in specs])
-    _refuse_twice("method", ["lr", *(folder_name(method.name) for method in methods)])  # lr: the folder of LR pictures
-    sets = []
-    for spec in specs:
-        found = find_images(spec, data_dir, scale)
-        sets.append(TestSet(spec, found, check_files(spec, found)))
-    return BenchmarkPlan(scale, tuple(sets), tuple(methods))
+    kept = [] if reserved is None else [reserved]
+    for what, names in (("data set", list(sets)), ("method", kept + [folder_name(method.name) for method in methods])):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise RequestError(f"The {what} {' and '.join(twice)} is named twice.", hint="Name each once.")
 
 
 def run_benchmark(plan: BenchmarkPlan, *, output: Path | None = None, on_progress: Progress | None = None) -> Benchmark:
-    """Score every method on every picture. Methods run one after the other, so that each may load its weights late.
+    """Score every method on every picture.
 
     Args:
-        plan: From `plan_benchmark`.
-        output: Folder for the result pictures (`picture_path`) and for LR pictures that were made; None: keep none.
+        plan: From `plan_super_resolution` or `plan_restoration`.
+        output: Folder for the result pictures (`TestSet.path`) and for LR pictures that were made; None: keep none.
         on_progress: Called as ``on_progress(done, total)`` after each picture.
 
     A picture that fails for a reason of the project's own errors (damaged file, too little memory, wrong result)
     becomes a score with an error, its row has no mean and `Benchmark.exit_code` is 1. Other errors are raised.
     """
-    rows = []
+    rows: list[Row] = []
     done = 0
     for test_set in plan.sets:
         for method in plan.methods:
-            scores = []
-            for pair in test_set.found.pairs if method.run is not None else ():
-                scores.append(_try_score(plan, test_set.spec, method, pair, output))
+            scores, chosen = [], []
+            for index in range(len(test_set.names)) if method.run is not None else ():
+                found, choice = _try_score(test_set, method, index, output)
+                scores.append(found)
+                chosen.append(choice)
                 done += 1
                 if on_progress is not None:
                     on_progress(done, plan.runs)
-            published = test_set.spec.published_for(method.published, plan.scale)
-            rows.append(Row(test_set, method, tuple(scores), published))
+            rows += _rows(test_set, method, scores, chosen)
     return Benchmark(plan, tuple(rows))
-
-
-def read_case(pair: ImagePair, spec: SuperResolutionSpec, scale: int) -> Case:
-    """Read one test picture and bring its two sides to one size.
-
-    A stored LR picture decides the size: the HR picture is cut to (LR height * s, LR width * s) at top left. Without
-    one, the HR picture is mod-cropped and shrunk as the set's protocol says.
-
-    Raises:
-        InputError: A file cannot be read, has more than 8 bits, or the two sizes do not belong together.
-    """
-    stored = _read(pair.hr)
-    crop = math.lcm(spec.protocol.crop_at(scale), scale)
-    if pair.lr is None:
-        hr = mod_crop(stored, crop)
-        return Case(hr, downscale(hr, scale, spec.protocol.lr), hr.shape != stored.shape, made=True)
-    lr = _read(pair.lr)
-    height, width = lr.shape[0] * scale, lr.shape[1] * scale
-    surplus = stored.shape[0] - height, stored.shape[1] - width
-    # EDSR's download keeps the HR uncut; the rest of a division is the most that may be over.
-    if not all(0 <= each < crop for each in surplus):
-        raise InputError(
-            f"{pair.lr} has {lr.shape[1]} x {lr.shape[0]} pixels, which x{scale} does not bring to the "
-            f"{stored.shape[1]} x {stored.shape[0]} pixels of {pair.hr}.",
-            hint="Check that both belong to this scale.",
-        )
-    return Case(stored[:height, :width], lr, surplus != (0, 0), made=False)
 
 
 def as_rgb(picture: Picture) -> Picture:
@@ -282,59 +301,46 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "method"
 
 
-def picture_path(output: Path, spec: SuperResolutionSpec, scale: int, method: str, image: str) -> Path:
-    """Where the result of a method on a picture lies; `method` ``LR`` is the LR picture that was made."""
-    return output / f"{folder_name(spec.name)}_x{scale}" / folder_name(method) / f"{image}.png"
-
-
-def _try_score(
-    plan: BenchmarkPlan, spec: SuperResolutionSpec, method: Method, pair: ImagePair, output: Path | None
-) -> ImageScore:
+def _try_score(test_set: TestSet, method: Method, index: int, output: Path | None) -> tuple[tuple[ImageScore, ...], int]:
+    """The scores of all outputs of a method on one picture, and the place of the one to use."""
     try:
-        return _score(plan, spec, method, pair, output)
+        return _score(test_set, method, index, output)
     except HybridError as error:
-        log.warning("%s failed on %s of %s: %s", method.name, pair.name, spec.title, error)
-        return ImageScore(pair.name, error=str(error))
+        name = test_set.names[index]
+        log.warning("%s failed on %s of %s: %s", method.name, name, test_set.title, error)
+        return (ImageScore(name, error=str(error)),), 0
 
 
-def _score(plan: BenchmarkPlan, spec: SuperResolutionSpec, method: Method, pair: ImagePair, output: Path | None) -> ImageScore:
+def _score(test_set: TestSet, method: Method, index: int, output: Path | None) -> tuple[tuple[ImageScore, ...], int]:
     assert method.run is not None
-    case = read_case(pair, spec, plan.scale)
-    if method.takes == "luma":
-        reference = case.hr[..., 0] if case.hr.shape[2] == 1 else rgb_to_y(case.hr, rounded=True)
-        given = reference
-    else:
-        reference, given = as_rgb(case.hr), as_rgb(case.lr)
+    name = test_set.names[index]
+    case = test_set.read(index)
+    given = test_set.given(case, method)
     start = time.perf_counter()
     result = method.run(given)
-    seconds = time.perf_counter() - start
-    if result.dtype != np.uint8 or result.shape != reference.shape:
-        raise OutputError(
-            f"{method.name} returned {result.dtype} of shape {result.shape} for {pair.name}; uint8 {reference.shape} is needed."
-        )
+    choice = method.select(result, given) if method.select is not None else 0
+    seconds = time.perf_counter() - start if method.timed else None
+    outputs = result if method.outputs > 1 else result[None]
+    scores = tuple(replace(test_set.score(name, each, case, method), seconds=seconds) for each in outputs)
     if output is not None:
-        write_png(picture_path(output, spec, plan.scale, method.name, pair.name), result)
-        if case.made:
-            write_png(picture_path(output, spec, plan.scale, "LR", pair.name), case.lr)
-    border, channel = spec.protocol.border_at(plan.scale), spec.protocol.channel
-    return ImageScore(
-        pair.name,
-        psnr(result, reference, border=border, channel=channel),
-        ssim(result, reference, border=border, channel=channel),
-        seconds,
-        grey=case.hr.shape[2] == 1,
-        cut=case.cut,
-    )
+        test_set.keep(output, method, index, case, outputs[choice])
+    return scores, choice
 
 
-def _read(path: Path) -> Picture:
-    picture = read_picture(path).colour
-    if picture.dtype != np.uint8:
-        raise InputError(f"{path} holds {picture.dtype}; the benchmark is defined on 8 bits.", hint="Convert it to 8 bits first.")
-    return picture
-
-
-def _refuse_twice(what: str, names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise RequestError(f"The {what} {' and '.join(twice)} is named twice.", hint="Name each once.")
+def _rows(test_set: TestSet, method: Method, scores: list[tuple[ImageScore, ...]], chosen: list[int]) -> list[Row]:
+    """One row, and of several outputs two more: the best of each picture, and the output that is best on the whole set."""
+    published = test_set.published(method.published)
+    rows = [Row(test_set, method, tuple(every[k] for every, k in zip(scores, chosen, strict=True)), published)]
+    if method.outputs == 1 or rows[0].failures or not scores or not test_set.scored:
+        return rows
+    # Each metric is read by itself, as the paper does.
+    tables = {key: np.array([[getattr(each, key) for each in every] for every in scores]) for key in ("psnr", "ssim")}
+    best = output_scores(tables["psnr"]).best_output
+    oracle = [
+        replace(every[0], psnr=float(p.max()), ssim=float(s.max()), psnr_b=None)
+        for every, p, s in zip(scores, tables["psnr"], tables["ssim"], strict=True)
+    ]
+    readings = {f"output {best + 1}, best on this set": [every[best] for every in scores], "best output of each picture": oracle}
+    for title, read in readings.items():
+        rows.append(Row(test_set, replace(method, name=f"{method.name} ({title})", published=None), tuple(read), None, True))
+    return rows

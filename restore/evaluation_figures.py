@@ -18,28 +18,15 @@ from numpy.typing import NDArray
 
 from hybrid.errors import ResourceError
 from hybrid.records import write_bytes
-from restore.evaluation import (
-    BICUBIC,
-    BICUBIC_8BIT,
-    Benchmark,
-    Case,
-    ImageScore,
-    Row,
-    TestSet,
-    as_rgb,
-    bicubic_8bit,
-    folder_name,
-    picture_path,
-    read_case,
-)
+from restore.evaluation import Benchmark, ImageScore, Row, TestSet, as_rgb
 from restore.images import read_picture
-from restore.metrics import psnr, rgb_to_y
+from restore.metrics import rgb_to_y
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHEET_PICTURES = 5
-EXCERPT = 96  # pixels of the HR picture along each side of a panel
+EXCERPT = 96  # pixels of the reference along each side of a panel
 _MARKERS = "os^Dv<>Ph*"
 
 
@@ -57,7 +44,7 @@ def write_figures(benchmark: Benchmark, output: Path) -> tuple[Path, ...]:
     drawn: list[tuple[str, Figure]] = []
     for test_set in benchmark.plan.sets:
         if (figure := draw_sheet(benchmark, test_set, output)) is not None:
-            drawn.append((f"{folder_name(test_set.spec.name)}_x{benchmark.plan.scale}.png", figure))
+            drawn.append((f"{test_set.folder}.png", figure))
     plots = {
         "psnr_parameters.png": ("parameters", "", lambda row: row.method.parameters),
         "psnr_seconds.png": ("time per picture", "s", lambda row: row.seconds),
@@ -71,21 +58,21 @@ def write_figures(benchmark: Benchmark, output: Path) -> tuple[Path, ...]:
 
 
 def draw_sheet(benchmark: Benchmark, test_set: TestSet, output: Path) -> Figure | None:
-    """Excerpts of up to five pictures, evenly spaced over the set: bicubic, each method, HR; None if nothing ran.
+    """Excerpts of up to five pictures, evenly spaced over the set: degraded, each method, reference; None if nothing ran.
 
-    The excerpt is the part of the HR picture with the strongest contrast. The number is the PSNR of the whole picture.
+    The excerpt is the part of the reference with the strongest contrast. The number is the PSNR of the whole picture.
     """
     rows = [row for row in benchmark.rows if row.test_set is test_set and _on_sheet(row)]
-    usable = [k for k in range(len(test_set.found.pairs)) if _readable(benchmark, test_set, k)]
+    usable = [k for k in range(len(test_set.names)) if _readable(benchmark, test_set, k)]
     if not usable:
         return None
     chosen = [usable[k] for k in np.unique(np.linspace(0, len(usable) - 1, SHEET_PICTURES).round().astype(int))]
-    titles = [textwrap.fill(title, 26) for title in (BICUBIC, *(row.method.name for row in rows), "HR")]
+    titles = [textwrap.fill(title, 26) for title in (test_set.base, *(row.method.name for row in rows), *_last(test_set))]
     figure, grid = _sheet_axes(titles, len(chosen))
     for axes, index in zip(grid, chosen, strict=True):
         for ax, (picture, caption) in zip(axes, _sheet_row(benchmark, test_set, rows, index, output), strict=True):
             _panel(ax, picture, caption)
-        axes[0].set_ylabel(textwrap.shorten(test_set.found.pairs[index].name, 24, placeholder="..."), fontsize=8)
+        axes[0].set_ylabel(textwrap.shorten(test_set.names[index], 24, placeholder="..."), fontsize=8)
     return figure
 
 
@@ -110,7 +97,7 @@ def draw_plot(benchmark: Benchmark, label: str, unit: str, value: Callable[[Row]
                 handles[row.method.name] = ax.plot([x], [row.psnr], _MARKERS[number % len(_MARKERS)], ms=8, **look)[0]
             else:
                 handles.setdefault(row.method.name, ax.axhline(row.psnr, ls="--", lw=1, **look))
-        ax.set(title=f"{test_set.spec.title} x{benchmark.plan.scale}", xlabel=label, ylabel="PSNR (dB)")
+        ax.set(title=test_set.title, xlabel=label, ylabel="PSNR (dB)")
         _log_axis(ax, unit)
     labels = [textwrap.fill(name, 26) for name in names]
     figure.legend([handles[name] for name in names], labels, loc="outside right center", fontsize=8, frameon=False)
@@ -121,26 +108,30 @@ def _sheet_row(
     benchmark: Benchmark, test_set: TestSet, rows: list[Row], index: int, output: Path
 ) -> list[tuple[NDArray[np.uint8] | None, str]]:
     """Excerpt and caption of each panel of one picture."""
-    scale, spec, pair = benchmark.plan.scale, test_set.spec, test_set.found.pairs[index]
-    case = read_case(pair, spec, scale)
-    hr = as_rgb(case.hr)
-    part = _excerpt(case)
-    enlarge = bicubic_8bit(scale).run
-    assert enlarge is not None
-    enlarged = enlarge(as_rgb(case.lr))
-    level = psnr(enlarged, hr, border=spec.protocol.border_at(scale), channel=spec.protocol.channel)
-    panels: list[tuple[NDArray[np.uint8] | None, str]] = [(enlarged[part], _decibel(level))]
+    case = test_set.read(index)
+    reference, base = test_set.shown(case)
+    part = _excerpt(reference)
+    base_row = next((row for row in benchmark.rows if row.test_set is test_set and row.method.name == test_set.base_method), None)
+    panels: list[tuple[NDArray[np.uint8] | None, str]] = [
+        (base[part], "" if base_row is None else _caption(base_row.scores[index]))
+    ]
     for row in rows:
         score = row.scores[index]
-        path = picture_path(output, spec, scale, row.method.name, pair.name)
+        path = test_set.path(output, row.method.name, test_set.names[index])
         shown = None if score.error is not None else as_rgb(read_picture(path).colour)[part]
         panels.append((shown, _caption(score)))
-    return [*panels, (hr[part], "PSNR of the whole picture")]
+    return [*panels, *((reference[part], "PSNR of the whole picture") for _ in _last(test_set))]
+
+
+def _last(test_set: TestSet) -> tuple[str, ...]:
+    """The title of the last column, the reference, if there is one."""
+    return ("reference",) if test_set.scored else ()
 
 
 def _on_sheet(row: Row) -> bool:
-    """Methods that ran on LR pictures; the bicubic column is drawn for every sheet anyway."""
-    return bool(row.scores) and row.method.takes == "lr" and row.method.name != BICUBIC_8BIT
+    """Methods that ran on the degraded picture and kept results; the degraded one is drawn for every sheet anyway."""
+    shown = row.method.takes != "luma" and not row.derived
+    return bool(row.scores) and shown and row.method.name != row.test_set.base_method
 
 
 def _readable(benchmark: Benchmark, test_set: TestSet, index: int) -> bool:
@@ -148,9 +139,9 @@ def _readable(benchmark: Benchmark, test_set: TestSet, index: int) -> bool:
     return any(row.test_set is test_set and row.scores and row.scores[index].error is None for row in benchmark.rows)
 
 
-def _excerpt(case: Case) -> tuple[slice, slice]:
+def _excerpt(reference: NDArray[np.uint8]) -> tuple[slice, slice]:
     """The window with the largest standard deviation of luma, on a grid of half windows."""
-    luma = rgb_to_y(as_rgb(case.hr))
+    luma = rgb_to_y(reference)
     height, width = (min(EXCERPT, side) for side in luma.shape)
     windows = [
         (slice(top, top + height), slice(left, left + width))
@@ -199,7 +190,9 @@ def _log_axis(ax: Any, unit: str) -> None:
 
 
 def _caption(score: ImageScore) -> str:
-    return "failed" if score.psnr is None else _decibel(score.psnr)
+    if score.psnr is None:
+        return "failed" if score.error is not None else ""
+    return _decibel(score.psnr)
 
 
 def _decibel(value: float) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 import scipy
 
 from hybrid.records import timestamp, versions, without_folders
-from restore.evaluation import Benchmark, ImageScore, Row, TestSet
+from restore.evaluation import Benchmark, ImageScore, PublishedScore, Row, TestSet
 from restore.evaluation_figures import write_figures
 from restore.evaluation_files import write_text
 
 HEADER = ("set", "method", "parameters", "PSNR", "SSIM", "s / picture", "published", "difference", "note")
-CSV_HEADER = ("set", "scale", "method", "image", "psnr", "ssim", "seconds", "grey", "hr_cut", "error")
+CSV_HEADER = ("set", "level", "method", "image", "psnr", "ssim", "psnr_b", "seconds", "grey", "hr_cut", "error")
 
 
 def write_report(benchmark: Benchmark, output: Path) -> tuple[Path, ...]:
@@ -43,20 +43,25 @@ def write_report(benchmark: Benchmark, output: Path) -> tuple[Path, ...]:
     return (*files, *figures)
 
 
-def table_rows(benchmark: Benchmark) -> list[tuple[str, ...]]:
-    """One row of text for each set and method, in the columns of `HEADER`."""
-    return [_table_row(row) for row in benchmark.rows]
+def table(benchmark: Benchmark) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns of `HEADER`, with PSNR-B where it was scored, and one row of text for each set and method."""
+    rows = [_table_row(row) for row in benchmark.rows]
+    if all(row.psnr_b is None for row in benchmark.rows):
+        return HEADER, rows
+    at = HEADER.index("SSIM") + 1
+    cells = [(*row[:at], _number(each.psnr_b, ".2f"), *row[at:]) for row, each in zip(rows, benchmark.rows, strict=True)]
+    return (*HEADER[:at], "PSNR-B", *HEADER[at:]), cells
 
 
 def to_markdown(benchmark: Benchmark) -> str:
     """Table, protocol and the scores of each picture."""
-    lines = [f"# Benchmark x{benchmark.plan.scale}", "", *_markdown_table(HEADER, table_rows(benchmark))]
-    published = [(row.test_set.spec.title, row.published) for row in benchmark.rows if row.published is not None]
+    lines = ["# Benchmark", "", *_markdown_table(*table(benchmark))]
+    published = [(row.test_set.title, row.published) for row in benchmark.rows if row.published is not None]
     sources = [f"{row.method}, {title}: {row.source}" for title, row in published]
     if sources:
         lines += ["", "Published numbers:", "", *(f"- {source}" for source in sources)]
     for test_set in benchmark.plan.sets:
-        lines += ["", f"## {test_set.spec.title}", "", *(f"- {fact}" for fact in protocol_facts(benchmark, test_set)), ""]
+        lines += ["", f"## {test_set.title}", "", *(f"- {fact}" for fact in protocol_facts(benchmark, test_set)), ""]
         lines += _markdown_table(*_image_table(benchmark, test_set))
     return "\n".join(lines) + "\n"
 
@@ -67,11 +72,11 @@ def to_csv(benchmark: Benchmark) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEADER)
     for row in benchmark.rows:
-        start = (row.test_set.spec.name, benchmark.plan.scale, row.method.name)
+        start = (row.test_set.spec.name, row.test_set.level, row.method.name)
         if row.method.skipped is not None:
-            writer.writerow((*start, "", "", "", "", "", "", _note(row)))
+            writer.writerow((*start, *[""] * (len(CSV_HEADER) - 4), _note(row)))
         for score in row.scores:
-            numbers = (score.psnr, score.ssim, score.seconds)
+            numbers = (score.psnr, score.ssim, score.psnr_b, score.seconds)
             flags = (int(score.grey), int(score.cut)) if score.error is None else ("", "")
             writer.writerow((*start, score.image, *("" if x is None else repr(x) for x in numbers), *flags, _error(score) or ""))
     return text.getvalue()
@@ -80,7 +85,6 @@ def to_csv(benchmark: Benchmark) -> str:
 def to_dict(benchmark: Benchmark) -> dict[str, Any]:
     """Everything as plain JSON types. An infinite PSNR (equal pictures) is the text "inf", a missing score is null."""
     return {
-        "scale": benchmark.plan.scale,
         "finished": timestamp(),
         "versions": versions() | {"scipy": scipy.__version__},
         "failures": benchmark.failures,
@@ -90,41 +94,28 @@ def to_dict(benchmark: Benchmark) -> dict[str, Any]:
 
 def protocol_facts(benchmark: Benchmark, test_set: TestSet) -> list[str]:
     """Every choice behind the scores of a set, one sentence each."""
-    spec, scale = test_set.spec, benchmark.plan.scale
-    protocol, pairs = spec.protocol, test_set.found.pairs
-    made = sum(pair.lr is None for pair in pairs)
-    scores = _first_scores(benchmark, test_set)
-    cut = sum(score.cut for score in scores)
-    grey = sum(score.grey for score in scores)
-    multiple = math.lcm(protocol.crop_at(scale), scale)
-    channel = "unrounded BT.601 luma (16 to 235)" if protocol.channel == "y" else "RGB"
-    facts = [
-        f"Files: {len(pairs)} pictures, layout: {test_set.found.layout.name}.",
-        f"LR: made from HR by MATLAB bicubic, mode {protocol.lr}." if made else "LR: as stored.",
-        f"HR: {cut} of {len(scores)} pictures cut, to a multiple of {multiple}."
-        if made
-        else f"HR: {cut} of {len(scores)} pictures cut to LR size times scale.",
-        f"Scored on {channel} without {protocol.border_at(scale)} pixels on each side; plain mean over the pictures.",
-        "Row bicubic: uint8 luma plane alone, shrunk and enlarged in double precision, rounded once.",
-    ]
-    if grey:
-        facts.append(f"{grey} grey: networks get three equal channels, 1.32 dB above the plane itself; row bicubic the plane.")
+    facts = test_set.facts(_first_scores(benchmark, test_set))
     if test_set.checked is not None:
         known, total = test_set.checked.known, test_set.checked.known + len(test_set.checked.unknown)
         facts.append(f"Checksums: {known} of {total} files are known ones.")
-    return facts + list(spec.notes)
+    if any(row.derived for row in _rows_of(benchmark, test_set)):
+        facts.append(
+            "Several outputs: a row of a network's name alone takes the output that is chosen without the reference; the output "
+            "best on this set was chosen on it; the best output of each picture needs the reference, each metric by itself."
+        )
+    return facts
 
 
 def _table_row(row: Row) -> tuple[str, ...]:
     published = row.published
     return (
-        row.test_set.spec.title,
+        row.test_set.title,
         row.method.name,
         "" if row.method.parameters is None else f"{row.method.parameters:,}",
         _number(row.psnr, ".2f"),
         _number(row.ssim, ".4f"),
         _number(row.seconds, ".3g"),
-        "" if published is None else _pair(published.psnr, published.ssim, "", ""),
+        "" if published is None else _published(published),
         "" if published is None or row.psnr is None else _pair(*_difference(row), "+", "+"),
         _note(row),
     )
@@ -133,6 +124,8 @@ def _table_row(row: Row) -> tuple[str, ...]:
 def _note(row: Row) -> str:
     if row.method.skipped is not None:
         return f"skipped: {without_folders(row.method.skipped)}"
+    if not row.test_set.scored and not row.failures:
+        return "no reference: see the files"
     if row.failures:
         first = row.failures[0]
         return f"{len(row.failures)} of {len(row.scores)} failed, first {first.image}: {_error(first)}"
@@ -144,6 +137,10 @@ def _difference(row: Row) -> tuple[float, float | None]:
     assert row.published is not None and row.psnr is not None and row.ssim is not None
     ssim = None if row.published.ssim is None else round(round(row.ssim, 4) - row.published.ssim, 4) + 0.0
     return round(round(row.psnr, 2) - row.published.psnr, 2) + 0.0, ssim  # + 0.0 makes 0.0 of -0.0
+
+
+def _published(row: PublishedScore) -> str:
+    return _pair(row.psnr, row.ssim, "", "") + ("" if row.psnr_b is None else f" / {row.psnr_b:.2f}")
 
 
 def _pair(psnr: float, ssim: float | None, *signs: str) -> str:
@@ -176,9 +173,10 @@ def _first_scores(benchmark: Benchmark, test_set: TestSet) -> list[ImageScore]:
 def _image_table(benchmark: Benchmark, test_set: TestSet) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows = [row for row in _rows_of(benchmark, test_set) if row.scores]
     header = ("picture", *(row.method.name for row in rows))
-    cells = [["failed" if s.error else _pair(s.psnr or 0.0, s.ssim, "", "") for s in row.scores] for row in rows]
-    names = [pair.name for pair in test_set.found.pairs]
-    return header, [(name, *(column[index] for column in cells)) for index, name in enumerate(names)] if rows else []
+    cells = [
+        ["failed" if s.error else "" if s.psnr is None else _pair(s.psnr, s.ssim, "", "") for s in row.scores] for row in rows
+    ]
+    return header, [(name, *(column[index] for column in cells)) for index, name in enumerate(test_set.names)] if rows else []
 
 
 def _markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
@@ -188,13 +186,9 @@ def _markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> lis
 
 
 def _set_dict(benchmark: Benchmark, test_set: TestSet) -> dict[str, Any]:
-    spec = test_set.spec
     return {
-        "name": spec.name,
-        "title": spec.title,
-        "protocol": spec.protocol.model_dump(),
+        **test_set.described(),
         "protocol_facts": protocol_facts(benchmark, test_set),
-        "layout": test_set.found.layout.model_dump(),
         "unknown_files": None if test_set.checked is None else [path.name for path in test_set.checked.unknown],
         "methods": [_row_dict(row) for row in _rows_of(benchmark, test_set)],
     }
@@ -209,9 +203,13 @@ def _row_dict(row: Row) -> dict[str, Any]:
         "facts": {key: without_folders(value) for key, value in row.method.facts.items()},
         "psnr": _json(row.psnr),
         "ssim": row.ssim,
+        "psnr_b": _json(row.psnr_b),
         "seconds": row.seconds,
-        "published": None if row.published is None else row.published.model_dump(),
-        "images": [asdict(score) | {"psnr": _json(score.psnr), "error": _error(score)} for score in row.scores],
+        "published": None if row.published is None else asdict(row.published),
+        "images": [
+            asdict(score) | {"psnr": _json(score.psnr), "psnr_b": _json(score.psnr_b), "error": _error(score)}
+            for score in row.scores
+        ],
     }
 
 

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from hybrid.records import Record, record_path, timestamp, write_record
 from hybrid.tile_stream import stream_tiles
-from restore.enlargement import FilePlan, Outcome, RunSettings, plan_streamed, result_size, to_rows, to_tensor, unit_range
-from restore.enlargement_record import embedded, make_record
 from restore.final_size import resize_note
 from restore.image_metadata import PictureInfo
 from restore.image_plan import OutputPlan, SaveOptions, plan_output
@@ -33,6 +31,18 @@ from restore.image_values import fill_transparent, from_unit
 from restore.interpolation import resize_matrix
 from restore.models.base import RestorationNetwork
 from restore.planes import AnyPlanes
+from restore.restoration_plan import (
+    FilePlan,
+    Outcome,
+    RunSettings,
+    plan_streamed,
+    result_size,
+    tile_notes,
+    to_rows,
+    to_tensor,
+    unit_range,
+)
+from restore.restoration_record import embedded, make_record
 from restore.resumable import PICTURE, Part, part_folder, resumable
 from restore.row_files import RowFiles, StripFiles
 
@@ -40,7 +50,7 @@ SCAN = 1024  # edge of the boxes in which the range of a picture of floats is fo
 AT_WORK = 16  # tiles of the file that are compressed at a time
 
 
-def enlarge_streamed(
+def restore_streamed(
     network: RestorationNetwork,
     source: Path,
     target: Path,
@@ -50,17 +60,17 @@ def enlarge_streamed(
     on_progress: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Enlarge a picture file to a tiled BigTIFF, or go on where an earlier run of the same request was broken off.
+    """Restore a picture file to a tiled BigTIFF, or go on where an earlier run of the same request was broken off.
 
     The file is the same, byte for byte, however often it was broken off; it depends on the tile plan, which a run that is
-    resumed takes over. Arguments and errors as of `restore.super_resolution.enlarge_file`.
+    resumed takes over. Arguments and errors as of `restore.restoration.restore_file`.
     """
     clock, folder = time.perf_counter(), part_folder(target)
     reader = RegionReader(source, folder)
     size = result_size(network.card.scale, reader.info, settings)
     if size != (made := tuple(side * network.card.scale for side in (reader.info.width, reader.info.height))):
         notes = (*notes, resize_note((made[0], made[1]), size))
-    record = make_record(network, source, target, "", timestamp(), notes)
+    record = make_record(network, source, target, settings.task, "", timestamp(), notes)
     with resumable(target, _request(record, network, settings)) as part:
         plan = plan_streamed(network, reader.info, settings, part.progress.tile)
         resumed = _greeting(part, plan)
@@ -70,7 +80,7 @@ def enlarge_streamed(
         record = replace(record, tiles=plan.describe(), started=part.progress.started)
         output = _output(reader, target, size, replace(settings.save, description=embedded(record, timeless=True)))
         seconds = _run(network, reader, plan, part, output, (clock, on_progress))
-        said = (*reader.metadata.notes, *output.notes)
+        said = (*reader.metadata.notes, *output.notes, *tile_notes(network.card, plan.tiles))
         write_record(replace(record, seconds=round(seconds, 3), notes=(*record.notes, *said, *resumed)), target)
         try:
             part.publish()

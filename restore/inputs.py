@@ -16,10 +16,16 @@ FORMAT_SUFFIX = {"png": ".png", "jpeg": ".jpg", "tiff": ".tif", "webp": ".webp",
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to read and the file to write."""
+    """One picture to read and the file to write.
+
+    Attributes:
+        source, target: The two.
+        map: Where a map that goes with the result is written, if one is asked for.
+    """
 
     source: Path
     target: Path
+    map: Path | None = None
 
 
 def plan_jobs(inputs: list[str], output: Path | None, *, tag: str, format: str | None = None) -> list[Job]:

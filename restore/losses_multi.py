@@ -53,6 +53,8 @@ def best_of(errors: Errors, outputs: Tensor, label: Tensor) -> Best:
     several = outputs if outputs.ndim == label.ndim + 1 else outputs[:, None]
     if label.ndim != 4 or several.shape[:1] + several.shape[2:] != label.shape:
         raise ValueError(f"a label of shape {tuple(label.shape)} does not go with outputs of shape {tuple(outputs.shape)}")
+    if several.shape[1] == 1:
+        return Best(errors(several[:, 0], label), label.new_zeros(len(label), dtype=torch.long))
     with torch.no_grad():
         nearest = torch.stack([errors(output, label) for output in several.unbind(1)], 1).argmin(1)
     chosen = several[torch.arange(len(label), device=label.device), nearest]
@@ -79,6 +81,11 @@ def squared_error(pictures: Tensor, labels: Tensor) -> Tensor:
 def absolute_error(pictures: Tensor, labels: Tensor) -> Tensor:
     """Mean of |d| of each sample, (B,)."""
     return (pictures - labels).abs().flatten(1).mean(1)
+
+
+def charbonnier_error(pictures: Tensor, labels: Tensor) -> Tensor:
+    """Mean of sqrt(d^2 + 1e-6), a smooth L1, of each sample, (B,). Lai et al., LapSRN, CVPR 2017, equation 4, with eps 1e-3."""
+    return _charbonnier(pictures - labels)
 
 
 def charbonnier_edge_error(pictures: Tensor, labels: Tensor) -> Tensor:
@@ -123,6 +130,11 @@ def psnr_loss(outputs: Tensor, label: Tensor) -> Tensor:
 def l1_loss(outputs: Tensor, label: Tensor) -> Tensor:
     """Mean absolute error of the nearest outputs: Restormer's."""
     return best_of(absolute_error, outputs, label).error.mean()
+
+
+def charbonnier_loss(outputs: Tensor, label: Tensor) -> Tensor:
+    """Charbonnier error of the nearest outputs, mean over samples."""
+    return best_of(charbonnier_error, outputs, label).error.mean()
 
 
 def charbonnier_edge_loss(outputs: Tensor, label: Tensor) -> Tensor:

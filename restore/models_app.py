@@ -119,9 +119,10 @@ class _Commands:
         from hybrid.weights import weights_state
 
         store, known, scales = self.package.store(), self.package.catalogue(), self.package.scales
-        table = Table("model", *["scales"] * scales, "weights", "licence of weights", "what it is for")
+        tasks = any(entry.task for entry in known)
+        table = Table("model", *["task"] * tasks, *["scales"] * scales, "weights", "licence of weights", "what it is for")
         for entry in known:
-            listed = [", ".join(f"x{scale}" for scale in entry.files)] * scales
+            listed = [entry.task or ""] * tasks + [", ".join(f"x{scale}" for scale in entry.files)] * scales
             table.add_row(entry.name, *listed, weights_state(entry, store, known), entry.weights_licence, entry.summary)
         Console(width=None if Console().is_terminal else 160).print(table)
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints import write_checkpoint
+from hybrid.loading import OPTIONS
 from hybrid.training import is_first_process
 from hybrid.training_record import Curve, write_training
 from restore.models import family
 from restore.models.base import RestorationNetwork
 
-CURVE = Curve(
+SR_CURVE = Curve(
     figures={"psnr": "averaged weights", "psnr_bicubic": "bicubic"},
     measure="PSNR on Y, held-out photographs (dB)",
     loss="training loss (L1)",
     level=("psnr_bicubic",),
+)
+SAME_SIZE_CURVE = Curve(
+    figures={"psnr": "averaged weights", "psnr_best": "best output of each photograph", "psnr_input": "input"},
+    measure="PSNR in RGB, held-out photographs (dB)",
+    loss="training loss",
+    level=("psnr_input",),
 )
 
 
@@ -37,5 +45,9 @@ def write_result(network: RestorationNetwork, facts: dict[str, Any], folder: Pat
     facts = facts | {"parameters": sum(p.numel() for p in network.parameters())}  # the training form may have more
     keys = family(network.card.family).keys
     state = {keys.to_published(key): value.cpu() for key, value in network.state_dict().items()}
-    metadata = {"family": network.card.family, "recipe": name, "licence": facts["recipe"]["licence"]}
-    return write_training(folder, name, lambda path: write_checkpoint(path, state, metadata, half=True), facts, CURVE)
+    recipe, kind = facts["recipe"], family(network.card.family)
+    metadata = {"family": network.card.family, "recipe": name, "licence": recipe["licence"]}
+    if untold := {key: value for key, value in recipe["network"]["options"].items() if key in kind.options}:
+        metadata[OPTIONS] = json.dumps(untold)
+    curve = SR_CURVE if recipe["task"] == "sr" else SAME_SIZE_CURVE
+    return write_training(folder, name, lambda path: write_checkpoint(path, state, metadata, half=True), facts, curve)

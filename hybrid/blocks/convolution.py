@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.blocks.chunks import accumulate
+
 STRIP_PIXELS = 2**14
 """Pixels of a strip in inference: its maps stay near the processor's caches, and hidden maps are no peak of memory."""
 LEAST_VOXELS = 200
@@ -245,23 +247,29 @@ def _merged(training_form: EdgeConvolution | LargeKernelConvolution) -> Depthwis
     return plain
 
 
-def in_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixels: int | None = None) -> Tensor:
+def in_row_strips(
+    step: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixels: int | None = None, onto: Tensor | None = None
+) -> Tensor:
     """Run a local `step` over strips along the first spatial axis of a grid, each with `halo` rows of context.
 
     Equal to `step(x)` when `halo` covers the step's receptive field. For inference: with gradients the whole is run at once.
     (B, *spatial, C) to (B, *spatial, C'), in the type of `x`; a strip has about `pixels` pixels (None: `STRIP_PIXELS`).
+    With `onto`, of the result's shape, to `onto` + the result, in the place of `onto`, which must belong to the caller.
     """
     height = x.shape[1]
     rows = max(1, 4 * halo, (pixels or STRIP_PIXELS) // prod(x.shape[2:-1]))
     if height <= rows or torch.is_grad_enabled():
-        return step(x)
-    out: Tensor | None = None
+        return step(x) if onto is None else accumulate(onto, step(x))
+    out = onto
     for top in range(0, height, rows):
         bottom = min(height, top + rows)
         first = max(0, top - halo)
-        strip = step(x[:, first : bottom + halo])
+        strip = step(x[:, first : bottom + halo])[:, top - first : bottom - first]
+        if onto is not None:
+            onto[:, top:bottom] += strip
+            continue
         out = x.new_empty(*x.shape[:-1], strip.shape[-1]) if out is None else out
-        out[:, top:bottom] = strip[:, top - first : bottom - first]
+        out[:, top:bottom] = strip
     assert out is not None
     return out
 

@@ -39,8 +39,16 @@ def instance_norm(x: Tensor) -> Tensor:
 
 
 def moments(x: Tensor) -> Affine:
-    """The statistics of (B, *spatial, C), read once: chunk by chunk, then joined (Chan, Golub & LeVeque, 1979)."""
-    channels, affines = x.shape[-1], []
+    """The statistics of (B, *spatial, C), as what the norm does with them."""
+    mean, variance = mean_and_variance(x)
+    scale = (variance + EPSILON).rsqrt()
+    return Affine(scale, -mean * scale)
+
+
+def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each channel of each grid (B, *spatial, C), both (B, C): read once, chunk by chunk, then joined (Chan, Golub &
+    LeVeque, 1979). No gradients pass."""
+    channels, found = x.shape[-1], []
     for grid in x.detach():
         chunks = _rows(grid)
         means, squares = [], []
@@ -52,11 +60,9 @@ def moments(x: Tensor) -> Affine:
         share = torch.tensor([chunk.numel() for chunk in chunks], device=x.device)[:, None] / grid.numel()
         each, voxels = torch.stack(means), grid.numel() // channels
         mean = (each * share).sum(0)
-        variance = torch.stack(squares).sum(0) / voxels + ((each - mean).square() * share).sum(0)
-        scale = (variance + EPSILON).rsqrt()
-        affines.append((scale, -mean * scale))
-    scales, offsets = zip(*affines, strict=True)
-    return Affine(torch.stack(scales), torch.stack(offsets))
+        found.append((mean, torch.stack(squares).sum(0) / voxels + ((each - mean).square() * share).sum(0)))
+    every_mean, every_variance = zip(*found, strict=True)
+    return torch.stack(every_mean), torch.stack(every_variance)
 
 
 def apply_affine(x: Tensor, affine: Affine, *, out: Tensor, plus: Tensor | None = None, slope: float | None = None) -> Tensor:

@@ -20,7 +20,9 @@ from hybrid.blocks.wkv import recurrent_wkv
 CHUNK_VALUES = 2**19
 """Hidden values that are worked on at a time in inference."""
 KEY_CHANNELS = 32
-"""Channels whose keys are made at a time in inference: no whole map of keys is ever alive."""
+"""Channels at least whose keys are made at a time in inference: no whole map of keys is ever alive where maps are large."""
+KEY_VALUES = 2**17
+"""Keys that are made at a time where so many channels have fewer: small maps are not worth many steps."""
 
 
 class OmniShift(nn.Module):
@@ -76,7 +78,8 @@ class SpatialMix(nn.Module):
         if torch.is_grad_enabled():
             keys = torch.matmul(self.key.weight, across).unflatten(2, spatial)
             return recurrent_wkv(keys, values, self.decay, self.bonus)
-        for group in (slice(first, first + KEY_CHANNELS) for first in range(0, dim, KEY_CHANNELS)):
+        step = max(KEY_CHANNELS, KEY_VALUES // tokens[..., 0].numel())
+        for group in (slice(first, first + step) for first in range(0, dim, step)):
             keys = torch.matmul(self.key.weight[group], across).unflatten(2, spatial)
             recurrent_wkv(keys, values[:, group], self.decay[:, group], self.bonus[:, group])
         return values

@@ -126,13 +126,14 @@ class _Tables:
     @staticmethod
     def of(step: Tensor, own: Tensor, length: int, several: bool) -> _Tables:
         place = torch.arange(length, device=step.device, dtype=step.dtype)
-        distance = (place[:, None] - place).abs()
-        diagonal = torch.eye(length, device=step.device, dtype=torch.bool)
-        within = torch.where(diagonal, own[:, None, None], step[:, None, None] * (1 - distance))
+        near = torch.cat([own[:, None], step[:, None] * (1 - place[1:])], 1)  # by distance
         ends = torch.stack([place.flip(0), place])  # distances to the chunk's last and first token
         away = -step[:, None, None] * ends
-        top = torch.cat([within, away], 1).detach().amax((1, 2), keepdim=True) if several else within.detach().amax((1, 2), True)
-        return _Tables((within - top).exp(), away.exp(), (away.flip(1) - top).exp().transpose(1, 2))
+        top = (torch.cat([near, away.flatten(1)], 1) if several else near).detach().amax(1)[:, None]
+        weight = (near - top).exp()
+        # Row t holds the distances t ... 0 ... L - 1 - t: a window that slides along those from L - 1 down to 0 and up again.
+        within = torch.cat([weight.flip(1), weight[:, 1:]], 1).unfold(1, length, 1).flip(1)
+        return _Tables(within, away.exp(), (away.flip(1) - top[:, None]).exp().transpose(1, 2))
 
     def at(self, channels: slice) -> _Tables:
         """Those of some channels."""

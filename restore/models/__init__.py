@@ -20,6 +20,7 @@ MODULES = {
     "mprnet": "restore.models.mprnet",
     "mirnet": "restore.models.mirnet",
     "restore_rwkv": "restore.models.restore_rwkv",
+    "restoreformer": "restore.models.restoreformer",
 }
 """Family name to the module that holds its `FAMILY`."""
 

@@ -299,7 +299,7 @@ def test_no_output_stays_without_its_record(photo: Path, monkeypatch: pytest.Mon
         raise OutputError("The record could not be written: No space left on device.")
 
     before = files(photo.parent)
-    monkeypatch.setattr("restore.super_resolution.write_record", full)
+    monkeypatch.setattr("restore.restoration.write_record", full)
     one_line(restore("sr", photo, *COMPACT), 6, "No space left")
     assert files(photo.parent) == before
 

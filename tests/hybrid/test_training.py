@@ -138,6 +138,24 @@ def test_low_precision_trains_and_keeps_float32_weights(tmp_path: Path) -> None:
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_networks_see_their_input_as_it_is(precision: str, tmp_path: Path) -> None:
+    """In bfloat16 a picture would have fewer than 256 levels; what is computed in it is autocast's affair."""
+    seen: list[Tensor] = []
+
+    class Watching(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                seen.append(x)
+            return super().forward(x)
+
+    task = tiny_task(Watching(nn.Linear(3, 16), nn.GELU(), nn.Linear(16, 2)))
+    run(tmp_path, settings(steps=1, batch=4, precision=precision), task)
+    expected = np.stack([task.sample(np.random.default_rng([0, 0, place]))[0] for place in range(4)])
+    assert len(seen) == 1 and seen[0].dtype == torch.float32
+    np.testing.assert_array_equal(seen[0].numpy(), expected)
+
+
 def test_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
     task = tiny_task()
     broken = Task(task.network, task.sample, lambda y, t: F.mse_loss(y, t) * math.nan, task.validate)

@@ -82,6 +82,15 @@ def test_a_chunk_that_counts_for_nothing_beside_the_others() -> None:
     )
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_low_precision_keeps_float32_within(autocast: bool) -> None:
+    key, value, decay, bonus = drawn((16, 24))
+    key, value = key.bfloat16(), value.bfloat16()
+    expected = bidirectional_wkv(key.float(), value.float(), decay, bonus).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert torch.equal(bidirectional_wkv(key, value, decay, bonus), expected)
+
+
 @pytest.mark.parametrize("axis", [-1, -2])
 def test_gradients_are_those_of_the_formula(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wkv, "CHUNK_TOKENS", 4)

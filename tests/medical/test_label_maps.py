@@ -15,7 +15,7 @@ from nibabel.nifti1 import Nifti1Extension
 from scipy.spatial.transform import Rotation
 
 from hybrid.errors import InputError, OutputError, RequestError
-from medical import label_maps
+from medical import nifti_writing
 from medical.geometry import Grid
 from medical.label_maps import names_path, read_labels, write_labels, write_probabilities
 from medical.structures import Code, Structure
@@ -185,7 +185,7 @@ def test_a_file_that_reads_back_otherwise_is_not_kept(
     changed: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = scan(tmp_path / "scan.nii", **CASES["both"])
-    true = label_maps._write_volumes
+    true = nifti_writing._write_volumes
 
     def falsified(stream: Any, header: Any, blocks: Any, count: int) -> None:
         header = header.copy()
@@ -205,7 +205,7 @@ def test_a_file_that_reads_back_otherwise_is_not_kept(
 
         true(stream, header, other, count)
 
-    monkeypatch.setattr(label_maps, "_write_volumes", falsified)
+    monkeypatch.setattr(nifti_writing, "_write_volumes", falsified)
     with pytest.raises(OutputError, match="read back with another"):
         write_labels(tmp_path / f"labels{ending}", labels_of(), volume, STRUCTURES)
     with pytest.raises(OutputError, match="read back with another"):
@@ -219,7 +219,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(label_maps, "_compare", interrupted)
+    monkeypatch.setattr(nifti_writing, "_compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_labels(tmp_path / "labels.nii.gz", labels_of(), volume, STRUCTURES)
     assert [file.name for file in tmp_path.iterdir()] == ["scan.nii"]
@@ -331,7 +331,7 @@ def test_what_is_no_probability_is_refused(tmp_path: Path) -> None:
 
 
 def test_pieces_join_and_memory_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_maps, "_PLANES", 1 << 14)
+    monkeypatch.setattr(nifti_writing, "_PLANES", 1 << 14)
     origin: Any = FromDicom()
     grid = Grid((128, 100, 90), affine_of())
     volume = Volume(np.zeros((1, 1, 1, 1)), grid, "scan", origin)

@@ -16,8 +16,8 @@ from restore.choice import choose_model
 
 
 def entry(files: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    said = {"family": "hat", "title": "T", "summary": "S", "code_licence": "MIT", "weights_licence": "unknown"}
-    return said | {"training_data": "none", "files": files}
+    said = {"family": "hat", "task": "super-resolution", "title": "T", "summary": "S", "code_licence": "MIT"}
+    return said | {"weights_licence": "unknown", "training_data": "none", "files": files}
 
 
 def weights(name: str, parameters: int, psnr: float | None, *, shipped: bool = False) -> dict[str, Any]:

@@ -111,3 +111,68 @@ def test_a_picture_that_cannot_be_read_fails_its_row_and_the_command() -> None:
     Path("own/text.png").write_text("text")
     said = bench("--model", "bicubic")
     assert said.code == 1 and "text" in said.err and "not a picture" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        (("--task", "denoising", "--sigma", "25", "--model", "noisy"), {"own sigma 25"}),
+        (("--sigma", "15", "--sigma", "50", "--model", "noisy"), {"own sigma 15", "own sigma 50"}),
+        (("--quality", "10", "--model", "jpeg"), {"own quality 10"}),
+        (("--task", "jpeg", "--model", "jpeg"), {f"own quality {each}" for each in (10, 20, 40)}),
+        (("--task", "deblurring", "--model", "blurred"), {"own"}),
+    ],
+)
+def test_tasks_and_their_levels(arguments: tuple[str, ...], rows: set[str]) -> None:
+    said = bench(*arguments, "-o", "report")
+    assert said.code == 0, said.err
+    seen = {line.split("│")[1].strip() for line in said.out.splitlines() if line.startswith("│")}
+    assert seen == rows
+    assert Path("report/report.md").exists()
+
+
+def test_a_set_alone_says_its_task() -> None:
+    said = restore("bench", "mini", "--sigma", "25", "--model", "noisy", "--quiet")
+    assert said.code == 0 and "mini sigma 25" in said.out
+    said = restore("bench", "kodak24-blur", "--model", "blurred", "--quiet")
+    assert said.code == 2 and "--data" in said.err and "Kodak24 blurred" in said.err
+    said = restore("bench", "btcv", "--model", "noisy", "--quiet")
+    assert said.code == 2 and "segmentation" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("--task", "denoising", "--quality", "10", "--model", "noisy"), "--quality is for jpeg, not for denoising"),
+        (("--task", "deblurring", "--sigma", "10", "--model", "blurred"), "--sigma is for denoising"),
+        (("--task", "jpeg", "--scale", "2", "--model", "jpeg"), "--scale is for super-resolution"),
+        (("--sigma", "-3", "--model", "noisy"), "above 0"),
+        (("--sigma", "25", "--model", "jpeg"), "jpeg is for jpeg"),
+        (("--sigma", "25", "--model", "hat-compact"), "enlarges by"),
+        (("--sigma", "25", "--sigma", "25", "--model", "noisy"), "given twice"),
+    ],
+)
+def test_levels_that_do_not_fit_the_task(arguments: tuple[str, ...], part: str) -> None:
+    said = bench(*arguments, "-o", "report")
+    assert said.code == 2 and part in said.err.replace("\n", " ") and said.out == ""
+    assert not Path("report").exists()
+
+
+def test_a_network_of_several_outputs_is_read_in_three_ways(tmp_path: Path) -> None:
+    from restore.models.nafnet import KEYS, NAFNet, NAFNetConfig
+
+    torch.manual_seed(0)
+    config = NAFNetConfig(width=4, encoder_depths=(1, 1), middle_depth=1, decoder_depths=(1, 1), n_heads=2)
+    state = {KEYS.to_published(key): value for key, value in NAFNet(config).state_dict().items()}
+    torch.save({"params": state}, tmp_path / "several.pth")
+    said = bench("--task", "deblurring", "--model", "blurred", "--model", "several.pth", "-o", "report")
+    assert said.code == 0, said.err
+    methods = json.loads(Path("report/report.json").read_text())["sets"][0]["methods"]
+    psnr = [method["psnr"] for method in methods]
+    assert [method["name"].split(" (")[0] for method in methods] == ["blurred", "several", "several", "several"]
+    assert psnr[3] >= psnr[2] >= psnr[1] - 1e-9
+
+
+def test_absent_weights_of_a_denoiser_are_a_skipped_row() -> None:
+    said = bench("--sigma", "25", "--model", "restormer-color-sigma25", "--model", "noisy")
+    assert said.code == 0 and "restormer-color-sigma25: skipped:" in said.out

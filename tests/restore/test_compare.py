@@ -17,7 +17,7 @@ from restore.compare_sheet import GAP, LABEL, LINE, MARGIN, PANEL, fit, sheet
 from restore.images import Picture, read_picture
 from restore.metrics import rgb_to_y
 from restore.resize import imresize
-from restore.super_resolution import enlarge
+from restore.restoration import restore_picture
 from tests.command import files, restore
 
 SCALE = 4
@@ -69,7 +69,9 @@ def test_each_result_is_what_the_model_makes_alone_and_its_psnr_is_right(pair: t
     low, high = map(read_picture, pair)
     case = plan_case(low, SCALE, reference=high)
     made = result_of("hat-compact", case)
-    np.testing.assert_array_equal(made.picture.colour, enlarge(load_model("hat-compact", scale=4, device="cpu"), low).colour)
+    np.testing.assert_array_equal(
+        made.picture.colour, restore_picture(load_model("hat-compact", scale=4, device="cpu"), low).colour
+    )
     assert made.psnr == pytest.approx(y_psnr(made.picture.colour, high.colour), abs=1e-9) and made.ssim is not None
     plain = run_bicubic(case)
     np.testing.assert_array_equal(plain.picture.colour, imresize(low.colour, SCALE, "uint8"))
@@ -86,7 +88,7 @@ def test_a_region_is_the_same_part_of_the_whole_result(pair: tuple[Path, Path]) 
     assert plain.psnr == pytest.approx(y_psnr(plain.picture.colour, high.colour[part]), abs=1e-9)
     made = result_of("hat-compact", case)  # with its overlap around the region, this small picture is seen whole
     np.testing.assert_array_equal(
-        made.picture.colour, enlarge(load_model("hat-compact", scale=4, device="cpu"), low).colour[part]
+        made.picture.colour, restore_picture(load_model("hat-compact", scale=4, device="cpu"), low).colour[part]
     )
 
 

@@ -15,7 +15,8 @@ from hybrid.errors import InputError, RequestError
 from restore.degradation_steps import Resize
 from restore.degradations import PRESETS, REAL_WORLD_X4, Pipeline, first_order
 from restore.resize import imresize
-from restore.training import HeldOut, PhotoCrops, Recipe, load_recipe, run
+from restore.training import Recipe, load_recipe, run
+from restore.training_data import HeldOut, PhotoCrops
 
 
 def photograph(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from restore import load_model
 from restore.ensemble import SelfEnsemble
 from restore.images import Picture, read_picture
 from restore.models.base import RestorationNetwork
-from restore.super_resolution import RunSettings, enlarge, enlarge_file
+from restore.restoration import RunSettings, restore_file, restore_picture
 from tests.command import COMPACT, restore, smooth
 
 
@@ -86,7 +86,7 @@ def test_the_shipped_network_is_averaged_likewise() -> None:
 @pytest.mark.parametrize("tile", [None, 24])
 def test_pictures_go_through_it_as_through_any_network(tile: int | None) -> None:
     colour = np.random.default_rng(6).integers(0, 256, (40, 50, 3), np.uint8)
-    result = enlarge(SelfEnsemble(Filter(UNEVEN)), Picture(colour), RunSettings(tile=tile))
+    result = restore_picture(SelfEnsemble(Filter(UNEVEN)), Picture(colour), RunSettings(tile=tile))
     unit = colour.transpose(2, 0, 1)[None].astype(np.float32) / 255
     expected = np.round(by_hand(run(Filter(UNEVEN)), unit)[0].transpose(1, 2, 0) * 255)
     assert np.abs(result.colour - expected).max() <= 1  # values at a half may go either way
@@ -95,7 +95,7 @@ def test_pictures_go_through_it_as_through_any_network(tile: int | None) -> None
 def test_a_record_says_that_it_ran(tmp_path: Path) -> None:
     source = tmp_path / "in.png"
     Image.fromarray(np.round(smooth() * 255).astype(np.uint8)).save(source)
-    enlarge_file(SelfEnsemble(Filter(EVEN)), source, tmp_path / "out.png")
+    restore_file(SelfEnsemble(Filter(EVEN)), source, tmp_path / "out.png")
     notes = json.loads((tmp_path / "out.png.json").read_text(encoding="utf-8"))["notes"]
     assert len(notes) == 1 and "Self-ensemble" in notes[0]
 
@@ -107,7 +107,7 @@ def test_the_command_takes_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     options = (*COMPACT, "--device", "cpu", "--precision", "float32", "-q")
     assert restore("sr", source, *options, "-o", tmp_path / "one.png").code == 0
     assert restore("sr", source, *options, "--ensemble", "-o", tmp_path / "eight.png").code == 0
-    expected = enlarge(SelfEnsemble(load_model("hat-compact", scale=4, device="cpu")), read_picture(source))
+    expected = restore_picture(SelfEnsemble(load_model("hat-compact", scale=4, device="cpu")), read_picture(source))
     eight = read_picture(tmp_path / "eight.png").colour
     np.testing.assert_array_equal(eight, expected.colour)
     assert (eight != read_picture(tmp_path / "one.png").colour).any()

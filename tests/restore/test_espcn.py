@@ -18,7 +18,7 @@ from restore.images import Picture
 from restore.metrics import rgb_to_y
 from restore.models.espcn import ESPCN, FAMILY, KEYS, ESPCNConfig, read_config
 from restore.resize import imresize
-from restore.super_resolution import RunSettings, enlarge
+from restore.restoration import RunSettings, restore_picture
 
 COUNTS = {(1, 2): 21_284, (1, 3): 22_729, (1, 4): 24_752, (3, 2): 26_796, (3, 3): 31_131, (3, 4): 37_200}
 
@@ -185,7 +185,7 @@ def by_hand(made: ESPCN, rgb: np.ndarray, scale: int) -> np.ndarray:
 def test_colour_picture_through_a_network_of_luma(tile: int | None) -> None:
     made = network(1, 3)
     rgb = np.random.default_rng(0).integers(0, 256, (40, 75, 3), np.uint8)
-    result = enlarge(made, Picture(rgb), RunSettings(tile=tile))
+    result = restore_picture(made, Picture(rgb), RunSettings(tile=tile))
     assert result.colour.dtype == np.uint8
     np.testing.assert_allclose(result.colour, by_hand(made, rgb, 3), atol=0.501)
 
@@ -194,7 +194,7 @@ def test_gray_picture_and_alpha_go_straight_in() -> None:
     made = network(1, 2)
     rng = np.random.default_rng(0)
     gray, alpha = rng.integers(0, 256, (9, 12, 1), np.uint8), rng.integers(1, 256, (9, 12), np.uint8)
-    result = enlarge(made, Picture(gray, alpha))
+    result = restore_picture(made, Picture(gray, alpha))
     planes = torch.from_numpy(np.stack((gray[..., 0], alpha)))[:, None].float() / 255
     expected = 255 * made(planes)[:, 0].clamp(0, 1).numpy()
     np.testing.assert_allclose(result.colour[..., 0], expected[0], atol=0.501)
@@ -206,4 +206,4 @@ def test_network_of_rgb_gets_rgb() -> None:
     made = network(3, 2)
     rgb = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
     expected = 255 * made(torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255)[0].permute(1, 2, 0).clamp(0, 1).numpy()
-    np.testing.assert_allclose(enlarge(made, Picture(rgb)).colour, expected, atol=0.501)
+    np.testing.assert_allclose(restore_picture(made, Picture(rgb)).colour, expected, atol=0.501)

@@ -21,7 +21,7 @@ from restore.final_size import FinalSize, RowResizer, asked_size, suitable_scale
 from restore.images import Picture, PictureInfo, read_picture
 from restore.interpolation import resize
 from restore.models.base import RestorationNetwork
-from restore.super_resolution import RunSettings, enlarge, enlarge_file, plan_picture
+from restore.restoration import RunSettings, plan_picture, restore_file, restore_picture
 from tests.command import COMPACT, files, restore
 
 
@@ -160,7 +160,7 @@ def test_scales_that_make_no_sense_are_refused(scale: float) -> None:
 def test_a_picture_is_run_and_then_resized(tile: int | None, final: FinalSize, alpha: bool) -> None:
     colour = noise(37, 41, 3)
     veil = np.clip(noise(37, 41, seed=9) * 1.4, 0.01, 1).astype(np.float32) if alpha else None
-    result = enlarge(Repeat(), Picture(colour, veil), RunSettings(tile=tile, final=final))
+    result = restore_picture(Repeat(), Picture(colour, veil), RunSettings(tile=tile, final=final))
     width, height = final.of(41, 37)
     np.testing.assert_allclose(result.colour, by_hand(colour.repeat(4, 0).repeat(4, 1), (height, width)), atol=1e-5)
     if veil is not None:
@@ -172,8 +172,10 @@ def test_a_picture_is_run_and_then_resized(tile: int | None, final: FinalSize, a
 def test_the_network_s_own_size_is_bit_identical() -> None:
     picture = Picture(np.round(noise(20, 24, 3) * 255).astype(np.uint8))
     network = load_model("hat-compact", scale=4, device="cpu")
-    plain = enlarge(network, picture).colour
-    np.testing.assert_array_equal(enlarge(network, picture, RunSettings(final=FinalSize(width=96, height=80))).colour, plain)
+    plain = restore_picture(network, picture).colour
+    np.testing.assert_array_equal(
+        restore_picture(network, picture, RunSettings(final=FinalSize(width=96, height=80))).colour, plain
+    )
 
 
 def test_a_plan_leaves_room_for_the_resize() -> None:
@@ -186,7 +188,7 @@ def test_a_plan_leaves_room_for_the_resize() -> None:
 
 def test_a_file_and_its_record(tmp_path: Path) -> None:
     Image.fromarray(np.round(noise(30, 40, 3) * 255).astype(np.uint8)).save(tmp_path / "in.png")
-    outcome = enlarge_file(Repeat(), tmp_path / "in.png", tmp_path / "out.png", RunSettings(final=FinalSize(2.7)))
+    outcome = restore_file(Repeat(), tmp_path / "in.png", tmp_path / "out.png", RunSettings(final=FinalSize(2.7)))
     with Image.open(tmp_path / "out.png") as judge:
         assert judge.size == outcome.size == (108, 81)
     notes = json.loads((tmp_path / "out.png.json").read_text(encoding="utf-8"))["notes"]
@@ -219,7 +221,7 @@ def test_the_command_makes_the_size(options: tuple[str, str], tag: str, size: tu
     assert restore("sr", folder / "a.png", *COMPACT, *options, "-q").code == 0
     with Image.open(folder / f"a{tag}.png") as judge:
         assert judge.size == size
-    plain = enlarge(
+    plain = restore_picture(
         load_model("hat-compact", scale=scale, device="cpu"),
         Picture(read_picture(folder / "a.png").colour.astype(np.float32) / 255),
     )
@@ -231,7 +233,7 @@ def test_whole_scales_go_the_plain_way(folder: Path) -> None:
     options = (*COMPACT, "--device", "cpu", "--precision", "float32", "-q", "-o")
     assert restore("sr", folder / "a.png", "--scale", "4", *options, folder / "x4.png").code == 0
     assert restore("sr", folder / "a.png", "--size", "80x96", *options, folder / "size.png").code == 0
-    expected = enlarge(load_model("hat-compact", scale=4, device="cpu"), read_picture(folder / "a.png")).colour
+    expected = restore_picture(load_model("hat-compact", scale=4, device="cpu"), read_picture(folder / "a.png")).colour
     for name in ("x4.png", "size.png"):
         np.testing.assert_array_equal(read_picture(folder / name).colour, expected)
         assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["notes"] == []

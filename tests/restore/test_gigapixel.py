@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from hybrid.cards import ModelCard
 from hybrid.errors import HybridError, InputError, OutputError, ResourceError
-from restore.enlargement import FilePlan, plan_file, plan_streamed, streamed_bytes
 from restore.final_size import FinalSize
 from restore.images import PictureInfo, SaveOptions, read_picture
 from restore.models.base import RestorationNetwork
+from restore.restoration import RunSettings, restore_file, restore_picture
+from restore.restoration_plan import FilePlan, plan_file, plan_streamed, streamed_bytes
 from restore.resumable import resumable
-from restore.super_resolution import RunSettings, enlarge, enlarge_file
 from tests.command import files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ class Uneven(RestorationNetwork):
 @pytest.fixture
 def streaming(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of any size are streamed."""
-    monkeypatch.setattr("restore.enlargement.STREAM_FROM", 0)
+    monkeypatch.setattr("restore.restoration_plan.STREAM_FROM", 0)
 
 
 def noise(height: int, width: int, channels: int, dtype: str = "uint8") -> np.ndarray:
@@ -96,9 +96,9 @@ def test_streamed_pixels_are_those_of_a_run_in_memory(dtype: str, channels: int,
         values[..., :1] = values[..., :1] * 5 - 1  # beyond the unit range
     source = save(tmp_path / "in.tif", values, tile=(96, 128) if channels != 3 else None)
     settings = replace(TILED, final=final)
-    outcome = enlarge_file(Uneven(), source, tmp_path / "out.tif", settings)
+    outcome = restore_file(Uneven(), source, tmp_path / "out.tif", settings)
     assert "streamed in" in outcome.tiles and sorted(files(tmp_path)) == ["in.tif", "out.tif", "out.tif.json"]
-    expected = enlarge(Uneven(), read_picture(source), settings)
+    expected = restore_picture(Uneven(), read_picture(source), settings)
     result = read_picture(tmp_path / "out.tif")
     np.testing.assert_array_equal(result.colour, expected.colour)
     assert (result.alpha is None) == (expected.alpha is None)
@@ -119,8 +119,8 @@ def test_a_png_goes_in_and_formats_without_tiles_go_out_the_ordinary_way(scan: P
 
     png = scan.with_suffix(".png")
     write_picture(png, read_picture(scan))
-    streamed = enlarge_file(Uneven(), png, scan.with_name("out.tif"), TILED)
-    plain = enlarge_file(Uneven(), png, scan.with_name("out.png"), TILED)
+    streamed = restore_file(Uneven(), png, scan.with_name("out.tif"), TILED)
+    plain = restore_file(Uneven(), png, scan.with_name("out.png"), TILED)
     assert "streamed" in streamed.tiles and "streamed" not in plain.tiles
     np.testing.assert_array_equal(read_picture(streamed.output).colour, read_picture(plain.output).colour)
 
@@ -133,7 +133,7 @@ def test_what_lies_below_transparency_does_not_show(tmp_path: Path) -> None:
     other[:, 70:, :3] = 255 - other[:, 70:, :3]
     results = []
     for name, each in (("a", values), ("b", other)):
-        enlarge_file(Uneven(), save(tmp_path / f"{name}.tif", each), tmp_path / f"{name}-out.tif", TILED)
+        restore_file(Uneven(), save(tmp_path / f"{name}.tif", each), tmp_path / f"{name}-out.tif", TILED)
         results.append(read_picture(tmp_path / f"{name}-out.tif"))
     shows = results[0].alpha > 0
     np.testing.assert_array_equal(results[0].colour[shows], results[1].colour[shows])
@@ -145,7 +145,7 @@ def test_what_lies_below_transparency_does_not_show(tmp_path: Path) -> None:
 @pytest.fixture
 def uninterrupted(scan: Path, streaming: None, tmp_path: Path) -> bytes:
     (tmp_path / "whole").mkdir()
-    enlarge_file(Uneven(), scan, tmp_path / "whole" / "out.tif", TILED)
+    restore_file(Uneven(), scan, tmp_path / "whole" / "out.tif", TILED)
     return (tmp_path / "whole" / "out.tif").read_bytes()
 
 
@@ -156,9 +156,9 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
 ) -> None:
     target, settings, total = scan.with_name("out.tif"), replace(TILED, final=final), 30
     (tmp_path / "whole").mkdir()
-    enlarge_file(Uneven(), scan, tmp_path / "whole" / "out.tif", settings)
+    restore_file(Uneven(), scan, tmp_path / "whole" / "out.tif", settings)
     with pytest.raises(KeyboardInterrupt) as stop:
-        enlarge_file(Uneven(KeyboardInterrupt(), at), scan, target, settings)
+        restore_file(Uneven(KeyboardInterrupt(), at), scan, target, settings)
     rows = (at - 1) // 6
     assert f"rows of tiles ({rows}): the same command goes on" in stop.value.__notes__[0]
     assert (
@@ -166,7 +166,7 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
     )
     said: list[str] = []
     network = Uneven()
-    enlarge_file(network, scan, target, settings, on_note=said.append)
+    restore_file(network, scan, target, settings, on_note=said.append)
     assert network.calls == total - 6 * rows  # nothing finished is done again
     assert f"Resumed after {rows} of 5 rows of tiles." in said
     assert target.read_bytes() == (tmp_path / "whole" / "out.tif").read_bytes()
@@ -177,11 +177,11 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-import restore.enlargement
+import restore.restoration_plan
 from pathlib import Path
 from tests.restore.test_gigapixel import TILED, Uneven
-from restore.super_resolution import enlarge_file
-restore.enlargement.STREAM_FROM = 0
+from restore.restoration import restore_file
+restore.restoration_plan.STREAM_FROM = 0
 calls = 0
 def fsync(number):
     global calls
@@ -189,7 +189,7 @@ def fsync(number):
     if calls == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
 os.fsync = fsync
-enlarge_file(Uneven(), Path({source!r}), Path({target!r}), TILED)
+restore_file(Uneven(), Path({source!r}), Path({target!r}), TILED)
 """
 
 
@@ -202,7 +202,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(at: int, scan: Path, uninterrupt
     killed = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=280)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not target.exists() and (scan.parent / "out.tif.part").is_dir()
-    enlarge_file(Uneven(), scan, target, TILED)
+    restore_file(Uneven(), scan, target, TILED)
     assert target.read_bytes() == uninterrupted
     assert sorted(files(scan.parent)) == ["in.tif", "out.tif", "out.tif.json"]
 
@@ -222,9 +222,9 @@ def test_wherever_bringing_to_the_disk_is_broken_off(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("os.fsync", fsync)
-        enlarge_file(Uneven(), scan, target, TILED)
+        restore_file(Uneven(), scan, target, TILED)
     assert not target.exists()
-    enlarge_file(Uneven(), scan, target, TILED)
+    restore_file(Uneven(), scan, target, TILED)
     assert target.read_bytes() == uninterrupted
 
 
@@ -232,8 +232,8 @@ def test_twice_broken_off(scan: Path, uninterrupted: bytes) -> None:
     target = scan.with_name("out.tif")
     for at in (9, 8, 2):
         with pytest.raises(KeyboardInterrupt):
-            enlarge_file(Uneven(KeyboardInterrupt(), at), scan, target, TILED)
-    enlarge_file(Uneven(), scan, target, TILED)
+            restore_file(Uneven(KeyboardInterrupt(), at), scan, target, TILED)
+    restore_file(Uneven(), scan, target, TILED)
     assert target.read_bytes() == uninterrupted
 
 
@@ -242,14 +242,14 @@ def test_twice_broken_off(scan: Path, uninterrupted: bytes) -> None:
 def test_before_a_row_is_finished_nothing_is_left(fault: BaseException, scan: Path) -> None:
     before = files(scan.parent)
     with pytest.raises(type(fault)):
-        enlarge_file(Uneven(fault, 3), scan, scan.with_name("out.tif"), TILED)
+        restore_file(Uneven(fault, 3), scan, scan.with_name("out.tif"), TILED)
     assert files(scan.parent) == before
 
 
 @pytest.mark.usefixtures("streaming")
 def test_an_error_says_in_its_hint_how_to_go_on(scan: Path) -> None:
     with pytest.raises(ResourceError, match=r"Close it\. .*out\.tif\.part keeps .* the same command goes on"):
-        enlarge_file(Uneven(ResourceError("Full.", hint="Close it."), 20), scan, scan.with_name("out.tif"), TILED)
+        restore_file(Uneven(ResourceError("Full.", hint="Close it."), 20), scan, scan.with_name("out.tif"), TILED)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_part_of_another_request_is_not_gone_on_with(
 ) -> None:
     target = scan.with_name("out.tif")
     with pytest.raises(KeyboardInterrupt):
-        enlarge_file(Uneven(KeyboardInterrupt(), 20), scan, target, TILED)
+        restore_file(Uneven(KeyboardInterrupt(), 20), scan, target, TILED)
     network = Uneven()
     settings = {"tile": replace(TILED, tile=72), "final": replace(TILED, final=FinalSize(3.0))}.get(changed, TILED)
     if changed == "input":
@@ -268,21 +268,21 @@ def test_a_part_of_another_request_is_not_gone_on_with(
     if changed == "weights":
         network.card = replace(network.card, family="another")
     said: list[str] = []
-    enlarge_file(network, scan, target, settings, on_note=said.append)
+    restore_file(network, scan, target, settings, on_note=said.append)
     assert f"begun anew: {word} changed" in said[-1]
-    np.testing.assert_array_equal(read_picture(target).colour, enlarge(Uneven(), read_picture(scan), settings).colour)
+    np.testing.assert_array_equal(read_picture(target).colour, restore_picture(Uneven(), read_picture(scan), settings).colour)
 
 
 @pytest.mark.usefixtures("streaming")
 def test_a_resumed_run_takes_over_the_tiles(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The free memory, and with it the tile that would be chosen, is another one."""
     target, free = scan.with_name("out.tif"), {"bytes": 3_000_000}
-    monkeypatch.setattr("restore.enlargement.activation_budget", lambda *of: free["bytes"])
+    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda *of: free["bytes"])
     with pytest.raises(KeyboardInterrupt):
-        enlarge_file(Uneven(KeyboardInterrupt(), 19), scan, target)
+        restore_file(Uneven(KeyboardInterrupt(), 19), scan, target)
     free["bytes"] = 10**9
     said: list[str] = []
-    enlarge_file(Uneven(), scan, target, on_note=said.append)
+    restore_file(Uneven(), scan, target, on_note=said.append)
     assert "tiles of 64 x 64" in said[0] and "Resumed after" in said[1]
 
 
@@ -291,7 +291,7 @@ def test_two_runs_do_not_work_on_one_output(scan: Path) -> None:
     target = scan.with_name("out.tif")
     with resumable(target, {}) as part, pytest.raises(OutputError, match=r"Another run is at work in .*out\.tif\.part"):
         part.folder.joinpath("picture").touch()
-        enlarge_file(Uneven(), scan, target, TILED)
+        restore_file(Uneven(), scan, target, TILED)
 
 
 @pytest.mark.usefixtures("streaming")
@@ -305,7 +305,7 @@ def test_what_is_called_like_a_part_and_is_none_stays(folder: bool, scan: Path) 
         place.write_text("precious")
     before = files(scan.parent)
     with pytest.raises(HybridError, match=r"out\.tif\.part"):
-        enlarge_file(Uneven(), scan, scan.with_name("out.tif"), TILED)
+        restore_file(Uneven(), scan, scan.with_name("out.tif"), TILED)
     assert files(scan.parent) == before
 
 
@@ -331,21 +331,21 @@ def test_large_pictures_are_streamed_to_tiff_alone() -> None:
 
 
 def test_the_limit_of_pixels_holds_what_is_held_in_memory(scan: Path, streaming: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.enlargement.MAX_PIXELS", 100)
+    monkeypatch.setattr("restore.restoration_plan.MAX_PIXELS", 100)
     with pytest.raises(InputError, match="--max-pixels 84000"):
-        enlarge_file(Uneven(), scan, scan.with_name("out.png"), TILED)
+        restore_file(Uneven(), scan, scan.with_name("out.png"), TILED)
     with pytest.raises(InputError, match="--max-pixels 84000"):
-        enlarge_file(Uneven(), scan, scan.with_name("out.tif"), replace(TILED, max_pixels=83_999))
-    enlarge_file(Uneven(), scan, scan.with_name("out.tif"), TILED)
+        restore_file(Uneven(), scan, scan.with_name("out.tif"), replace(TILED, max_pixels=83_999))
+    restore_file(Uneven(), scan, scan.with_name("out.tif"), TILED)
 
 
 def test_memory_does_not_depend_on_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.enlargement.activation_budget", lambda *of: 10**8)
+    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda *of: 10**8)
     plans = [plan_streamed(Uneven(), facts(*size), RunSettings()) for size in ((5000, 4000), (500_000, 5000), (5000, 500_000))]
     assert len({(each.side, streamed_bytes(each.tiles)) for each in plans}) == 1
     assert streamed_bytes(plans[0].tiles) <= 10**8 / 2 and "streamed in" in plans[0].describe()
     with pytest.raises(ResourceError, match="--memory"):
-        monkeypatch.setattr("restore.enlargement.activation_budget", lambda *of: 1000)
+        monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda *of: 1000)
         plan_streamed(Uneven(), facts(5000, 4000), RunSettings())
 
 
@@ -353,20 +353,20 @@ def test_what_does_not_fit_otherwise_is_streamed(monkeypatch: pytest.MonkeyPatch
     def budget(limit: int | None, device: object, reserve: int) -> int:
         return 4 * 10**8 - reserve
 
-    monkeypatch.setattr("restore.enlargement.activation_budget", budget)
+    monkeypatch.setattr("restore.restoration_plan.activation_budget", budget)
     assert plan(30_000, 1500, RunSettings()).streamed and not plan(1500, 1500, RunSettings()).streamed
 
 
 PEAK = """
 import sys
 sys.path.insert(0, {root!r})
-import restore.enlargement
+import restore.restoration_plan
 from pathlib import Path
 from tests.restore.test_gigapixel import Uneven
-from restore.super_resolution import enlarge_file, RunSettings
+from restore.restoration import restore_file, RunSettings
 from hybrid.memory import peak_bytes
-restore.enlargement.STREAM_FROM = 0
-enlarge_file(Uneven(), Path({source!r}), Path({target!r}), RunSettings(tile=256))
+restore.restoration_plan.STREAM_FROM = 0
+restore_file(Uneven(), Path({source!r}), Path({target!r}), RunSettings(tile=256))
 print(peak_bytes())
 """
 

@@ -13,8 +13,9 @@ from hybrid.errors import WeightsError
 from hybrid.initialisation import SkipRandomFill
 from restore import load_model
 from restore.loading import catalogue
+from restore.models import mirnet
 from restore.models.mirnet import FAMILY, KEYS, MIRNet, MIRNetConfig, read_config, without_copies
-from tests.restore.parity import SMALL_CASES, Case, fill, largest_difference, load_case, write_checkpoint
+from tests.restore.parity import SMALL_CASES, Case, draw, fill, largest_difference, load_case, write_checkpoint
 
 REDUCED = SMALL_CASES / "mirnet" / "reduced"
 SLOPE = "body.0.body.0.blocks.0.0.body.1.weight"
@@ -52,6 +53,16 @@ def check(folder: Path, scratch: Path, tolerance: float | None = None) -> None:
 
 def test_recorded_outputs(tmp_path: Path) -> None:
     check(REDUCED, tmp_path, tolerance=1e-5)
+
+
+def test_strips_of_the_last_step_leave_no_joints(state, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirnet, "STRIP_PIXELS", 1)  # the least, 16 rows
+    network = FAMILY.build(state).eval()
+    network.load_state_dict({KEYS.to_ours(key): value for key, value in without_copies(state).items()})
+    x = draw("x", [1, 3, 40, 8], 0)
+    with torch.inference_mode():
+        result = network(x)
+    torch.testing.assert_close(result, network(x).detach(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["official", "reduced_two_groups"])

@@ -5,6 +5,7 @@ A new family adds one line to `SMALL`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "mprnet": {"width": 8, "growth": 4, "refined": 4, "blocks": 1},
     "mirnet": {"features": 8, "groups": 1, "blocks": 2, "rows": 3, "columns": 2},
     "restore_rwkv": {"in_channels": 1, "embed_dim": 8, "depths": (1, 1, 1, 1), "refinement": 1, "mlp_ratio": 2},
+    "restoreformer": {"variant": "restoreformer++", "num_heads": 2, "width": 8, "multipliers": (1, 2, 4), "blocks": 1,
+                      "attention": (2,), "latent": 8, "entries": 16, "embed_dim": 8, "groups": 2, "resolution": 64},
 }  # fmt: skip
 """Arguments of `FAMILY.create`."""
 
@@ -143,7 +146,7 @@ def test_same_numbers_with_and_without_gradients(network: RestorationNetwork) ->
 def test_other_inputs_are_refused(network: RestorationNetwork) -> None:
     channels = network.card.channels
     for shape in [(1, channels + 1, 8, 8), (channels, 8, 8), (1, channels, 0, 8), (1, channels, 8, 8, 8)]:
-        with pytest.raises(ValueError, match=rf"{network.card.title} takes \(B, {channels}, H, W\), not"):
+        with pytest.raises(ValueError, match=rf"{re.escape(network.card.title)} takes \(B, {channels}, H, W\), not"):
             network(torch.zeros(shape))
 
 
@@ -165,6 +168,8 @@ def test_every_parameter_learns(network: RestorationNetwork) -> None:
     torch.manual_seed(0)
     learning.result(picture(network, 24, 17, batch=2)).square().mean().backward()
     for name, parameter in learning.named_parameters():
+        if not parameter.requires_grad:  # a dictionary that stays as it was learnt, and what only files hold
+            continue
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
 
 
@@ -195,6 +200,8 @@ def test_tiles_come_close_to_the_whole(network: RestorationNetwork) -> None:
     """With the overlap that the card asks for. Random weights reach further than learnt ones; a tile out of place is off by 1."""
     if network.card.halved:
         pytest.skip(f"{network.card.title} cuts tiles and the whole at different places; see its own test")
+    if network.card.face_size:
+        pytest.skip(f"{network.card.title} takes a face as a whole")
     errors = tile_errors(network, network.card.overlap)
     assert errors.max() < 0.5 and errors.mean() < 0.02
 

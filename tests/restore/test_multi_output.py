@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import plain_stages
 from hybrid.errors import WeightsError
 from hybrid.initialisation import SkipRandomFill
 from restore import load_model
@@ -207,12 +208,21 @@ def test_card_says_which_stage_is_the_result(backbone: str, place: int, stages: 
 
 @pytest.mark.parametrize("backbone", ["hinet", "mprnet"])
 def test_one_head_is_the_ordinary_network(backbone: str) -> None:
-    options = {"hinet": {"width": 8, "depth": 3}, "mprnet": {"width": 8, "growth": 4, "refined": 4, "blocks": 1}}[backbone]
-    network = family(backbone).create(**options).eval()
-    with torch.inference_mode():
-        stages = network(torch.rand(2, 3, 12, 20))
-    assert all(stage.shape == (2, 3, 12, 20) for stage in stages)
+    """Judged by its formulas, written out step by step."""
+    options = {
+        "hinet": {"width": 8, "depth": 3, "normalised": (1, 2)},
+        "mprnet": {"width": 8, "growth": 4, "refined": 4, "blocks": 2},
+    }
+    kind, plain = family(backbone), {"hinet": plain_stages.hinet, "mprnet": plain_stages.mprnet}[backbone]
+    network = kind.create(**options[backbone]).eval().requires_grad_(False)
+    state = {key: draw(key, list(value.shape), 0) for key, value in network.state_dict().items()}
+    network.load_state_dict(state)
+    x = draw("x", [2, 3, 16, 24], 0)
+    stages = network(x)
+    assert all(stage.shape == x.shape for stage in stages)
     assert network.card.outputs == 1 and network.card.title in ("HINet", "MPRNet")
+    expected = plain({kind.keys.to_published(key): value for key, value in state.items()}, x)
+    torch.testing.assert_close(network.result(x), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_a_hinet_picture_of_one_deep_pixel_is_normalised_to_the_offset() -> None:

@@ -84,6 +84,16 @@ def test_more_recorded_outputs(name: str, shared: Path, tmp_path: Path) -> None:
     check(shared / "parity" / "nafnet" / name, tmp_path)
 
 
+def test_first_and_last_steps_are_float32_whatever_the_others_compute_in() -> None:
+    """Without levels and with a block that does nothing, they are all that there is."""
+    network = NAFNet(NAFNetConfig(width=4, encoder_depths=(), decoder_depths=())).eval()
+    x = torch.rand(1, 3, 9, 11, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = network(x)
+        network.precision = "bf16"
+        torch.testing.assert_close(network(x), expected, atol=1e-6, rtol=0)
+
+
 # Files -----------------------------------------------------------------------------------------------------------
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from hybrid.blocks import convolution
 from hybrid.errors import WeightsError
 from hybrid.initialisation import SkipRandomFill
 from restore import load_model
+from restore.models import restore_rwkv
 from restore.models.restore_rwkv import FAMILY, KEYS, RestoreRWKV, RestoreRWKVConfig, read_config
-from tests.restore.parity import SMALL_CASES, Case, fill, largest_difference, load_case, write_checkpoint
+from tests.restore.parity import SMALL_CASES, Case, draw, fill, largest_difference, load_case, write_checkpoint
 
 REDUCED = SMALL_CASES / "restore_rwkv" / "reduced"
 
@@ -52,6 +54,28 @@ def check(folder: Path, scratch: Path, by_both_paths: bool = True) -> None:
 
 def test_recorded_outputs(tmp_path: Path) -> None:
     check(REDUCED, tmp_path)
+
+
+def test_strips_leave_no_joints(state, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore_rwkv, "STRIP_PIXELS", 1)  # the least: 16 rows of the last step,
+    monkeypatch.setattr(convolution, "STRIP_PIXELS", 1)  # and 8 of a token shift
+    network = FAMILY.build(state).eval()
+    network.load_state_dict({KEYS.to_ours(key): value for key, value in state.items()})
+    x = draw("x", [1, 1, 40, 8], 0)
+    with torch.inference_mode():
+        result = network(x)
+    torch.testing.assert_close(result, network(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_last_step_is_float32_whatever_the_others_compute_in(state) -> None:
+    network = FAMILY.build(state).eval()
+    network.precision = "bf16"
+    kinds: dict[str, torch.dtype] = {}
+    for name, step in (("first", network.embed), ("last", network.output)):
+        step.register_forward_hook(lambda _, __, y, name=name: kinds.setdefault(name, y.dtype) and None)
+    with torch.inference_mode():
+        network(draw("x", [1, 1, 8, 8], 0))
+    assert kinds == {"first": torch.bfloat16, "last": torch.float32}
 
 
 @pytest.mark.parametrize("name", ["official", "reduced_wide_map"])

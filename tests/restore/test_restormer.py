@@ -16,6 +16,7 @@ from hybrid.blocks.transposed import BiasFreeLayerNorm, GatedFeedForward, Transp
 from hybrid.initialisation import SkipRandomFill
 from restore import load_model
 from restore.loading import catalogue
+from restore.models import restormer
 from restore.models.restormer import KEYS, Restormer, RestormerConfig, matches, read_config
 from tests.restore.parity import SMALL_CASES, draw, largest_difference, load_case, write_checkpoint
 
@@ -51,6 +52,13 @@ def published(network: torch.nn.Module) -> dict[str, Tensor]:
 
 def fill_with_noise(block: torch.nn.Module) -> None:
     block.load_state_dict({key: draw(key, list(value.shape), 1) for key, value in block.state_dict().items()})
+
+
+def small(config: RestormerConfig) -> Restormer:
+    layout = {"embed_dim": 8, "depths": (1,) * 4, "num_heads": (1, 2, 2, 4), "refinement": 1, "widths": (8, 16, 32, 64)}
+    network = Restormer(replace(config, **layout))  # type: ignore[arg-type]
+    fill_with_noise(network)
+    return network.eval()
 
 
 # Recorded outputs ------------------------------------------------------------------------------------------------
@@ -120,8 +128,26 @@ def test_file_of_another_network_is_not_taken_for_one() -> None:
     assert not matches({"patch_embed.proj.weight": state["patch_embed.proj.weight"]})
 
 
+@pytest.mark.parametrize("config", [DENOISING, DUAL])
+def test_strips_of_the_last_step_leave_no_joints(config: RestormerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restormer, "STRIP_PIXELS", 1)  # the least, 16 rows
+    network = small(config)
+    x = draw("x", [1, config.in_channels, 40, 8], 0)
+    with torch.inference_mode():
+        result = network(x)
+    torch.testing.assert_close(result, network(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_black_stays_black() -> None:
+    """Queries and keys of length zero have no direction."""
+    with torch.inference_mode():
+        assert not small(DENOISING)(torch.zeros(1, 3, 8, 8)).any()
+    q = torch.zeros(1, 4, 4, 2)
+    torch.testing.assert_close(transposed.channel_attention([(q, q)], torch.ones(1, 1, 1)), torch.full((1, 1, 2, 2), 0.5))
+
+
 def test_two_views_give_one_picture() -> None:
-    network = Restormer(replace(DUAL, embed_dim=8, depths=(1,) * 4, num_heads=(1, 2, 2, 4), refinement=1, widths=(8, 16, 32, 64)))
+    network = small(DUAL)
     with torch.inference_mode():
         assert network(torch.rand(2, 6, 11, 9)).shape == (2, 3, 11, 9)
     with pytest.raises(ValueError, match=r"Restormer takes \(B, 6, H, W\)"):

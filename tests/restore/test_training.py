@@ -20,10 +20,12 @@ from hybrid.errors import InputError, RequestError
 from hybrid.records import sha256_file
 from hybrid.training import read_log
 from restore import load_model
+from restore.losses_multi import charbonnier_loss
 from restore.metrics import psnr
 from restore.models.base import RestorationNetwork
 from restore.resize import downscale, imresize
-from restore.training import HeldOut, PhotoCrops, Recipe, charbonnier, load_recipe, read_photos, run
+from restore.training import Recipe, load_recipe, run
+from restore.training_data import HeldOut, PhotoCrops, read_photos
 from restore.training_record import write_result
 
 RECIPE: dict[str, Any] = {
@@ -214,8 +216,8 @@ def test_held_out_values_are_clipped_to_the_range() -> None:
 
 
 def test_charbonnier() -> None:
-    a, b = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 0.1, 1.3])
-    assert float(charbonnier(a, b)) == pytest.approx(np.mean(np.sqrt(np.array([0, 0.4, 0.3]) ** 2 + 1e-6)), rel=1e-6)
+    a, b = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3), torch.tensor([0.0, 0.1, 1.3]).view(1, 1, 1, 3)
+    assert float(charbonnier_loss(a, b)) == pytest.approx(np.mean(np.sqrt(np.array([0, 0.4, 0.3]) ** 2 + 1e-6)), rel=1e-6)
 
 
 # A whole run -----------------------------------------------------------------------------------------------------

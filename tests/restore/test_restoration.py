@@ -16,14 +16,14 @@ from hybrid.errors import InputError, OutputError, RequestError, ResourceError
 from restore import load_model
 from restore.images import Picture, PictureInfo, PictureMetadata
 from restore.models.base import RestorationNetwork
-from restore.super_resolution import (
+from restore.restoration import (
     RunSettings,
     check_target,
-    enlarge,
-    enlarge_file,
     expected_seconds,
     format_duration,
     plan_picture,
+    restore_file,
+    restore_picture,
 )
 from tests.command import files, smooth
 
@@ -74,7 +74,7 @@ def test_every_kind_of_picture_keeps_its_kind(
     colour = noise(37, 41, channels, dtype=dtype)
     veil = np.maximum(noise(37, 41, dtype=dtype), np.ones((), dtype)) if alpha else None  # nothing fully transparent
     metadata = PictureMetadata(dpi=(300, 300))
-    result = enlarge(Repeat(network_channels), Picture(colour, veil, metadata), RunSettings(tile=tile))
+    result = restore_picture(Repeat(network_channels), Picture(colour, veil, metadata), RunSettings(tile=tile))
     assert result.metadata is metadata and result.colour.dtype == colour.dtype and result.colour.flags.c_contiguous
     tolerance = 1e-6 if dtype == "float32" else 0
     np.testing.assert_allclose(result.colour.astype(float), repeated(colour).astype(float), rtol=0, atol=tolerance)
@@ -92,14 +92,14 @@ def test_floats_beyond_the_unit_range_are_neither_clipped_nor_shown_to_the_netwo
 ) -> None:
     colour = noise(30, 33, 3, dtype="float32") * np.float32(high - low) + np.float32(low)
     network = Repeat()
-    result = enlarge(network, Picture(colour), RunSettings(tile=tile)).colour
+    result = restore_picture(network, Picture(colour), RunSettings(tile=tile)).colour
     np.testing.assert_allclose(result, repeated(colour), rtol=0, atol=1e-6 * (high - low))
     assert min(seen[0] for seen in network.seen) >= 0 and max(seen[1] for seen in network.seen) <= 1 + 1e-6
 
 
 def test_floats_within_the_unit_range_are_not_stretched() -> None:
     network = Repeat()
-    enlarge(network, Picture(np.full((4, 4, 3), 0.25, np.float32)), WHOLE)
+    restore_picture(network, Picture(np.full((4, 4, 3), 0.25, np.float32)), WHOLE)
     assert network.seen == [(0.25, 0.25)]
 
 
@@ -108,26 +108,26 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
     colour = noise(8, 8, 3, dtype="float32")
     colour[3, 4, 1] = value
     with pytest.raises(InputError, match=r"not finite.*Replace"):
-        enlarge(Repeat(), Picture(colour), WHOLE)
+        restore_picture(Repeat(), Picture(colour), WHOLE)
 
 
 @pytest.mark.parametrize("value", [0, 1, 128, 254, 255])
 def test_constant_alpha_stays_exact(compact: RestorationNetwork, value: int) -> None:
     picture = Picture(noise(17, 9, 3), np.full((17, 9), value, np.uint8))
-    result = enlarge(compact, picture, WHOLE)
+    result = restore_picture(compact, picture, WHOLE)
     assert result.alpha is not None and result.alpha.shape == (68, 36) and (result.alpha == value).all()
 
 
 def test_alpha_does_not_change_the_colour_where_all_shows(compact: RestorationNetwork) -> None:
     colour = noise(16, 12, 3)
-    opaque = enlarge(compact, Picture(colour), WHOLE).colour
-    veiled = enlarge(compact, Picture(colour, noise(16, 12) // 2 + 1), WHOLE).colour
+    opaque = restore_picture(compact, Picture(colour), WHOLE).colour
+    veiled = restore_picture(compact, Picture(colour, noise(16, 12) // 2 + 1), WHOLE).colour
     assert np.array_equal(opaque, veiled)
 
 
 def test_gray_is_what_a_colour_network_makes_of_three_equal_channels(compact: RestorationNetwork) -> None:
     gray = noise(13, 18, 1)
-    result = enlarge(compact, Picture(gray), WHOLE).colour
+    result = restore_picture(compact, Picture(gray), WHOLE).colour
     unit = torch.from_numpy(gray).permute(2, 0, 1)[None].float().expand(-1, 3, -1, -1) / 255
     expected = compact(unit)[0].mean(0).clamp(0, 1).numpy() * 255
     assert result.shape == (52, 72, 1) and np.abs(result[..., 0] - expected).max() <= 0.51
@@ -137,7 +137,7 @@ def test_the_input_is_not_changed(compact: RestorationNetwork) -> None:
     colour, veil = noise(12, 12, 3), noise(12, 12)
     veil[3:6] = 0
     before = colour.copy(), veil.copy()
-    enlarge(compact, Picture(colour, veil), WHOLE)
+    restore_picture(compact, Picture(colour, veil), WHOLE)
     assert np.array_equal(colour, before[0]) and np.array_equal(veil, before[1])
 
 
@@ -146,16 +146,16 @@ def test_what_lies_below_transparency_does_not_show(compact: RestorationNetwork)
     veil[:, 8:] = 0
     other = colour.copy()
     other[:, 8:] = 255 - other[:, 8:]
-    first, second = (enlarge(compact, Picture(each, veil), WHOLE) for each in (colour, other))
+    first, second = (restore_picture(compact, Picture(each, veil), WHOLE) for each in (colour, other))
     assert np.array_equal(first.colour, second.colour)
 
 
 def test_tiles_and_whole_agree(compact: RestorationNetwork) -> None:
     colour = np.round(smooth(72, 64) * 235).astype(np.uint8) + noise(72, 64, 3) // 13
-    whole = enlarge(compact, Picture(colour), WHOLE).colour.astype(int)
+    whole = restore_picture(compact, Picture(colour), WHOLE).colour.astype(int)
     done: list[tuple[int, int]] = []
     settings = RunSettings(tile=40)
-    tiled = enlarge(compact, Picture(colour), settings, on_progress=lambda *at: done.append(at)).colour.astype(int)
+    tiled = restore_picture(compact, Picture(colour), settings, on_progress=lambda *at: done.append(at)).colour.astype(int)
     difference = np.abs(whole - tiled)
     assert difference.max() <= 4 and difference.mean() < 0.1
     assert len(done) > 1 and done == [(i + 1, len(done)) for i in range(len(done))]
@@ -173,11 +173,11 @@ def test_a_budget_that_is_too_small_names_the_flag() -> None:
         with pytest.raises(ResourceError, match="--memory"):
             plan_picture(Repeat(), facts(300, 200), RunSettings(tile=tile, memory=1000))
     with pytest.raises(ResourceError, match="--memory"):
-        enlarge(Repeat(), Picture(noise(8, 8, 3)), RunSettings(memory=1000))
+        restore_picture(Repeat(), Picture(noise(8, 8, 3)), RunSettings(memory=1000))
 
 
 def test_less_memory_makes_smaller_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.enlargement.activation_budget", lambda limit, device, reserve: limit or 10**12)
+    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda limit, device, reserve: limit or 10**12)
     network = Repeat(floats=10_000)
     plans = [plan_picture(network, facts(1000, 700), RunSettings(memory=size)) for size in (10**12, 10**10, 10**9)]
     assert plans[0].whole and plans[0].count < plans[1].count < plans[2].count
@@ -185,7 +185,7 @@ def test_less_memory_makes_smaller_tiles(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_without_a_limit_half_of_what_is_free_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.enlargement.activation_budget", lambda limit, device, reserve: 10**9)
+    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda limit, device, reserve: 10**9)
     network = Repeat(floats=1000)
     largest = plan_picture(network, facts(1000, 1000), RunSettings()).memory_bytes
     assert 0.2 * 10**9 < largest <= 0.5 * 10**9
@@ -220,7 +220,7 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_enlarged_to_a_file(photo: Path) -> None:
-    outcome = enlarge_file(Repeat(), photo, photo.with_name("out.png"), notes=("told by the caller",))
+    outcome = restore_file(Repeat(), photo, photo.with_name("out.png"), notes=("told by the caller",))
     with Image.open(photo) as before, Image.open(outcome.output) as judge:
         assert np.array_equal(np.asarray(judge), repeated(np.asarray(before)))
     assert outcome.size == (60, 40) and outcome.input == photo and outcome.notes == ()
@@ -230,9 +230,9 @@ def test_a_file_is_enlarged_to_a_file(photo: Path) -> None:
 def test_a_file_that_is_too_large_is_refused_with_the_flag_that_allows_it(photo: Path) -> None:
     before = files(photo.parent)
     with pytest.raises(InputError, match=r"30 x 20 pixels.*--max-pixels 600"):
-        enlarge_file(Repeat(), photo, photo.with_name("out.png"), RunSettings(max_pixels=599))
+        restore_file(Repeat(), photo, photo.with_name("out.png"), RunSettings(max_pixels=599))
     assert files(photo.parent) == before
-    enlarge_file(Repeat(), photo, photo.with_name("out.png"), RunSettings(max_pixels=600))
+    restore_file(Repeat(), photo, photo.with_name("out.png"), RunSettings(max_pixels=600))
 
 
 class Broken(Repeat):
@@ -259,7 +259,7 @@ def test_a_run_that_fails_in_the_middle_leaves_what_was_there(
     photo.with_name("out.png").write_bytes(b"the one from before")
     before = files(photo.parent)
     with pytest.raises(error):
-        enlarge_file(Broken(fault), photo, photo.with_name("out.png"), RunSettings(tile=24, overwrite=True))
+        restore_file(Broken(fault), photo, photo.with_name("out.png"), RunSettings(tile=24, overwrite=True))
     assert files(photo.parent) == before
 
 

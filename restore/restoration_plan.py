@@ -1,9 +1,10 @@
-"""What enlarging a picture takes and tells: settings, plans from a picture's header, and how its values meet a network."""
+"""What restoring a picture takes and tells: settings, plans from a picture's header, and how its values meet a network."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from restore.colour import LUMA_ROUTE_VALUES
 from restore.final_size import FinalSize, RowResizer
 from restore.images import MAX_PIXELS, PictureInfo, SaveOptions, check_pixels, format_of, to_unit
 from restore.models.base import RestorationNetwork
+from restore.one_output import Selection
 from restore.resumable import part_folder
 
 SHARE_OF_MEMORY = 0.5
@@ -45,6 +47,8 @@ class RunSettings:
         overwrite: Whether a file that is there may be replaced.
         save: How to encode.
         final: The size of the results; None for what the network gives.
+        selection: What becomes of the outputs, of networks that have several.
+        task: The command or task, for the record.
     """
 
     tile: Literal["auto"] | int | None = "auto"
@@ -53,6 +57,8 @@ class RunSettings:
     overwrite: bool = False
     save: SaveOptions = field(default_factory=SaveOptions)
     final: FinalSize | None = None
+    selection: Selection = field(default_factory=Selection)
+    task: str = "restore"
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Outcome:
         seconds: Time from reading to the written file; of all runs where one was resumed.
         tiles: The tile plan in one line.
         notes: What the format could not carry and what reading changed, one sentence each.
+        figures: Of a network with several outputs: which was taken and why, the candidates, the map. As in the record.
     """
 
     input: Path
@@ -73,11 +80,12 @@ class Outcome:
     seconds: float
     tiles: str
     notes: tuple[str, ...]
+    figures: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FilePlan:
-    """How a file is enlarged.
+    """How a file is restored.
 
     Attributes:
         tiles: The tiles of the network.
@@ -110,7 +118,7 @@ class FilePlan:
 
 
 def plan_file(network: RestorationNetwork, info: PictureInfo, target: Path, settings: RunSettings) -> FilePlan:
-    """Plan the enlargement of a file from its header.
+    """Plan the restoration of a file from its header.
 
     A TIFF is streamed where input and result together are too large for the memory, or so large that an interruption
     would cost much, or where a part of it is there already.
@@ -119,7 +127,12 @@ def plan_file(network: RestorationNetwork, info: PictureInfo, target: Path, sett
         ResourceError: It does not fit the memory; the message names the flag that helps.
     """
     if not may_stream(target, settings):
-        return FilePlan(plan_picture(network, info, settings))
+        try:
+            return FilePlan(plan_picture(network, info, settings))
+        except ResourceError as error:
+            if may_stream(target, replace(settings, selection=Selection())):
+                error.hint = f"{error.hint} Or leave out --outputs and --uncertainty: then it is streamed."
+            raise
     if part_folder(target).exists() or _is_large(network.card.scale, info, settings):
         return plan_streamed(network, info, settings)
     try:
@@ -129,8 +142,9 @@ def plan_file(network: RestorationNetwork, info: PictureInfo, target: Path, sett
 
 
 def may_stream(target: Path, settings: RunSettings) -> bool:
-    """Whether a result can be written in boxes: a TIFF, and tiles not forbidden."""
-    return settings.tile is not None and (settings.save.format or format_of(target)) == "tiff"
+    """Whether a result can be written in boxes: a TIFF alone, and tiles not forbidden."""
+    one = not settings.selection.shows_several
+    return one and settings.tile is not None and (settings.save.format or format_of(target)) == "tiff"
 
 
 def check_size(info: PictureInfo, target: Path, settings: RunSettings) -> None:
@@ -172,7 +186,7 @@ def plan_streamed(network: RestorationNetwork, info: PictureInfo, settings: RunS
     Raises:
         ResourceError: It does not fit the memory.
     """
-    card, budget = network.card, _budget(network, settings, 0)
+    card, budget = replace(network.card, outputs=1), _budget(network, settings, 0)
     if settings.memory is None and not side:
         budget = int(budget * SHARE_OF_MEMORY)
     asked = side or (settings.tile if isinstance(settings.tile, int) else 0)
@@ -196,6 +210,14 @@ def streamed_bytes(tiles: TilePlan) -> int:
     return max(tiles.tile_bytes, 5 * result) + result
 
 
+def tile_notes(card: ModelCard, tiles: TilePlan) -> tuple[str, ...]:
+    """What is to be said of tiles that cannot give what the whole picture gives."""
+    if tiles.whole or not (card.global_context or card.halved):
+        return ()
+    why = "sees more of a picture than its tiles share" if card.global_context else "cuts a picture in halves"
+    return (f"{card.title} {why}: in tiles, the result differs a little from that of the whole picture.",)
+
+
 def result_size(scale: int, info: PictureInfo, settings: RunSettings) -> tuple[int, int]:
     """Width and height of the result of a network of that scale."""
     if settings.final is not None:
@@ -213,9 +235,9 @@ def seconds_per_pixel(network: RestorationNetwork) -> float:
     """Time the network on a small input, after one run to warm up: seconds per input pixel."""
     x = torch.zeros(1, network.card.channels, PROBE_SIDE, PROBE_SIDE, device=next(network.parameters()).device)
     with torch.inference_mode():
-        network(x)
+        network.result(x)
         started = time.perf_counter()
-        network(x).cpu()
+        network.result(x).cpu()
     return (time.perf_counter() - started) / PROBE_SIDE**2
 
 
@@ -255,8 +277,8 @@ def to_tensor(colour: np.ndarray, alpha: np.ndarray | None, low: float, high: fl
 
 
 def to_rows(block: Tensor, channels: int, low: float, high: float) -> np.ndarray:
-    """(planes, h, w) as (h, w, planes) float32, the first `channels` brought back from [0, 1] to `low` and `high`."""
-    rows = block.permute(1, 2, 0).numpy()
+    """(..., planes, h, w) as (..., h, w, planes) float32, the first `channels` brought back from [0, 1] to `low` and `high`."""
+    rows = block.movedim(-3, -1).numpy()
     if (low, high) != (0.0, 1.0):
         rows = rows.copy()
         rows[..., :channels] = rows[..., :channels] * (high - low) + low
@@ -294,7 +316,7 @@ def _tiles(card: ModelCard, info: PictureInfo, tile: Literal["auto"] | int | Non
         overlap=card.overlap,
         exact=card.exact,
         multiple=card.multiple,
-        out_channels=info.channels + info.alpha,
+        out_channels=card.outputs * (info.channels + info.alpha),
         floats_per_pixel=_floats_per_pixel(card, info.channels),
         budget_bytes=budget,
     )

@@ -1,27 +1,34 @@
-"""The record of an enlargement, beside the result and inside it."""
+"""The record of a restoration, beside the result and inside it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from hybrid.errors import OutputError
+from hybrid.errors import OutputError, RequestError
 from hybrid.records import Record, record_path, sha256_file
-from restore.enlargement import RunSettings
-from restore.ensemble import NOTE as ENSEMBLE_NOTE
-from restore.ensemble import SelfEnsemble
 from restore.images import check_output
 from restore.models.base import RestorationNetwork
+from restore.one_output import notes_of
+from restore.restoration_plan import RunSettings
 
 
-def check_target(source: Path, target: Path, settings: RunSettings) -> None:
-    """Make sure that the result and its record can be written, before any work is done.
+def check_target(source: Path, target: Path, settings: RunSettings, *, outputs: int = 1) -> None:
+    """Make sure that the result, its record and what comes beside it can be written, before any work is done.
+
+    Args:
+        source, target, settings: As of `restore.restoration.restore_file`.
+        outputs: Of the network.
 
     Raises:
         OutputError: The folder is missing or not writable, or one of the files is there and may not be replaced.
         RequestError: The target is the source, or its suffix names no format.
     """
     check_output(target, [source], overwrite=settings.overwrite, format=settings.save.format)
+    for path in settings.selection.beside(target, outputs):
+        if path == target:
+            raise RequestError(f"The result and the map would both be {target}.", hint="Choose another --uncertainty.")
+        check_output(path, [source], overwrite=settings.overwrite)
     record = record_path(target)
     if record.exists() and not settings.overwrite:
         raise OutputError(
@@ -30,12 +37,12 @@ def check_target(source: Path, target: Path, settings: RunSettings) -> None:
 
 
 def make_record(
-    network: RestorationNetwork, source: Path, target: Path, tiles: str, started: str, notes: tuple[str, ...]
+    network: RestorationNetwork, source: Path, target: Path, task: str, tiles: str, started: str, notes: tuple[str, ...]
 ) -> Record:
     """The record of a run that has not ended yet: its time is 0."""
     weights = network.source
     return Record(
-        task="sr",
+        task=task,
         input=source.name,
         input_sha256=sha256_file(source),
         output=target.name,
@@ -49,7 +56,7 @@ def make_record(
         started=started,
         seconds=0.0,
         tiles=tiles,
-        notes=(*notes, ENSEMBLE_NOTE) if isinstance(network, SelfEnsemble) else notes,
+        notes=(*notes, *notes_of(network)),
     )
 
 

@@ -1,0 +1,48 @@
+"""What `restore deblur`, `denoise` and `dejpeg` do with their requests."""
+
+from __future__ import annotations
+
+from hybrid.console import messages
+from hybrid.errors import RequestError
+from restore.cli_road import Request, check_inputs, check_targets, load, name_outputs, raise_failures, work
+from restore.one_output import Main
+from restore.passed_over import passed_over
+
+
+def run(request: Request) -> None:
+    """Restore every picture of a request at its own size, or plan it. One that fails does not stop the others.
+
+    Raises:
+        HybridError: The request cannot be met at all, or pictures failed: the picture's own error if there was only
+            one, else a list of all.
+    """
+    settings = request.settings()
+    talk = messages(quiet=request.quiet)
+    check_inputs(request, settings)
+    request.check_model()
+    jobs = name_outputs(request, request.command.tag)
+    check_targets(jobs, settings, talk)
+    loaded = load(request, (None,), talk)
+    check_targets(jobs, settings, talk, outputs=loaded[0].card.outputs)
+    failures = work(request, settings, loaded, jobs, talk, many=len(jobs) > 1)
+    if passed := passed_over(request.inputs, request.output):
+        talk.print(passed)
+    raise_failures(failures, len(jobs))
+
+
+def asked_main(text: str) -> Main:
+    """Read --select.
+
+    >>> asked_main("best"), asked_main("3")
+    ('best', 3)
+
+    Raises:
+        RequestError: It is none of what can be selected.
+    """
+    if text == "best":
+        return "best"
+    if text == "mean":
+        return "mean"
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise RequestError(f"--select {text} is not understood.", hint="Give best, mean or the number of an output, from 1.")

@@ -1,0 +1,467 @@
+"""`restore deblur`, `denoise`, `dejpeg`: judged by Pillow, tifffile and NumPy, with networks whose right answer is known.
+
+The networks are small NAFNets. Where their last convolution has weights of 0, each head gives the picture plus its bias.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image, ImageCms
+from torch import Tensor
+
+from hybrid.cards import ModelCard
+from hybrid.errors import RequestError
+from restore import load_model
+from restore.images import Picture, probe, read_picture, read_record
+from restore.loading import catalogue
+from restore.models.base import RestorationNetwork
+from restore.models.nafnet import KEYS, NAFNet, NAFNetConfig
+from restore.models.restormer import KEYS as RESTORMER_KEYS
+from restore.models.restormer import Restormer, RestormerConfig
+from restore.one_output import Selection
+from restore.restoration import RunSettings, plan_file, restore_file, restore_picture
+from restore.tasks import COMMANDS, DEBLUR, DENOISE, SR
+from tests.command import Said, files, restore
+
+OFFSETS = (-0.1, 0.0, 0.3)  # of three heads
+PAIRS = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))  # of their averages, as the paper's code orders them
+EXACT = ("--device", "cpu", "--precision", "float32")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RESTORE_OFFLINE", "1")
+
+
+def weights(path: Path, offsets: tuple[float, ...] = (0.0,), *, channels: int = 3, strength: float = 0.0) -> Path:
+    """A NAFNet with a head an offset; the rest of what it adds is random, of that strength."""
+    torch.manual_seed(1)
+    config = NAFNetConfig(
+        in_channels=channels, width=8, encoder_depths=(1,), middle_depth=1, decoder_depths=(1,), n_heads=len(offsets)
+    )
+    network = NAFNet(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.3)
+        network.ending.weight.mul_(strength)
+        network.ending.bias.copy_(torch.tensor(offsets).repeat_interleave(channels))
+    torch.save({"params": {KEYS.to_published(key): value for key, value in network.state_dict().items()}}, path)
+    return path
+
+
+def photo(path: Path, dtype: str = "uint8", channels: int = 3, size: tuple[int, int] = (40, 52)) -> np.ndarray:
+    """A picture of noise in the middle of the range, so that offsets clip nothing; returned as (H, W[, C])."""
+    full = 255 if dtype == "uint8" else 65535
+    values = np.random.default_rng(5).integers(full // 5, full * 3 // 5, (*size, channels), endpoint=True).astype(dtype)
+    values = values[..., 0] if channels == 1 else values
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, values, photometric="rgb" if channels == 3 else "minisblack")
+    else:
+        Image.fromarray(values).save(path)
+    return values
+
+
+def run(command: str, *arguments: str | Path) -> Said:
+    return restore(command, *arguments, *EXACT)
+
+
+def record(output: Path) -> dict:
+    return json.loads(output.with_name(output.name + ".json").read_text(encoding="utf-8"))
+
+
+def embedded(output: Path) -> dict:
+    return json.loads(read_record(read_picture(output).metadata.xmp) or "")
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as judge:
+        return np.asarray(judge)
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float64) / np.iinfo(values.dtype).max
+
+
+# One output ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", ["off", "256"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("network_channels", [1, 3])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_network_that_changes_nothing_gives_the_same_bits(
+    tmp_path: Path, dtype: str, network_channels: int, channels: int, tile: str
+) -> None:
+    before = photo(tmp_path / "in.tif", dtype, channels, (300, 280))
+    network = weights(tmp_path / "w.pth", channels=network_channels)
+    said = run("denoise", tmp_path / "in.tif", "--weights", network, "--tile", tile)
+    assert said.code == 0, said.err
+    after = tifffile.imread(tmp_path / "in_denoised.tif")
+    assert after.dtype == before.dtype
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize(("command", "tag"), [("deblur", "_deblurred"), ("denoise", "_denoised"), ("dejpeg", "_cleaned")])
+def test_each_command_names_its_result_and_its_record(tmp_path: Path, command: str, tag: str) -> None:
+    photo(tmp_path / "in.png")
+    said = run(command, tmp_path / "in.png", "--weights", weights(tmp_path / "w.pth", (0.2,)))
+    output = tmp_path / f"in{tag}.png"
+    assert said.code == 0 and said.err.startswith(f"{output}  52 x 40, ")
+    facts = record(output)
+    assert (facts["task"], facts["input"], facts["output"], facts["family"]) == (command, "in.png", output.name, "nafnet")
+    assert "figures" not in facts and embedded(output)["task"] == command
+
+
+def test_the_network_does_what_it_does(tmp_path: Path) -> None:
+    before = photo(tmp_path / "in.png")
+    file = weights(tmp_path / "w.pth", (0.1,), strength=0.05)
+    assert run("deblur", tmp_path / "in.png", "--weights", file).code == 0
+    x = torch.from_numpy((before / 255).astype(np.float32).transpose(2, 0, 1))[None]
+    with torch.inference_mode():
+        y = load_model(file, device="cpu")(x)[0].numpy().transpose(1, 2, 0)
+    expected = np.clip(y, 0, 1) * 255
+    after = pixels(tmp_path / "in_deblurred.png").astype(float)
+    assert np.abs(after - expected).max() <= 0.5001
+    assert np.abs(after - before).mean() > 5
+
+
+def test_alpha_profile_and_resolution_stay(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    values = rng.integers(0, 256, (20, 24, 4), np.uint8)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(values, "RGBA").save(tmp_path / "in.png", dpi=(300, 300), icc_profile=profile)
+    assert run("dejpeg", tmp_path / "in.png", "--weights", weights(tmp_path / "w.pth", (0.1,), strength=0.05)).code == 0
+    with Image.open(tmp_path / "in_cleaned.png") as judge:
+        assert judge.mode == "RGBA" and judge.info["icc_profile"] == profile and round(judge.info["dpi"][0]) == 300
+        np.testing.assert_array_equal(np.asarray(judge)[..., 3], values[..., 3])  # alpha is neither noise nor blurred
+
+
+def test_a_network_of_gray_works_on_each_colour_by_itself(tmp_path: Path) -> None:
+    before = photo(tmp_path / "in.png")
+    file = weights(tmp_path / "w.pth", (0.1,), channels=1, strength=0.05)
+    assert run("denoise", tmp_path / "in.png", "--weights", file).code == 0
+    after = pixels(tmp_path / "in_denoised.png")
+    for channel in range(3):
+        Image.fromarray(before[..., channel]).save(tmp_path / "one.png")
+        assert run("denoise", tmp_path / "one.png", "--weights", file, "--overwrite").code == 0
+        np.testing.assert_array_equal(after[..., channel], pixels(tmp_path / "one_denoised.png"))
+
+
+def test_tiles_are_near_the_whole_and_the_record_says_that_they_are_not_it(tmp_path: Path) -> None:
+    photo(tmp_path / "in.png", size=(400, 300))
+    file = weights(tmp_path / "w.pth", strength=0.02)
+    command = ("denoise", tmp_path / "in.png", "--weights", file)
+    assert run(*command, "-o", tmp_path / "whole.png", "--tile", "off").code == 0
+    said = run(*command, "-o", tmp_path / "tiles.png", "--tile", "288")
+    whole, tiles = pixels(tmp_path / "whole.png").astype(int), pixels(tmp_path / "tiles.png").astype(int)
+    assert 0 < np.abs(whole - tiles).mean() < 1
+    note = "NAFNet sees more of a picture than its tiles share"
+    assert note in said.err and any(note in each for each in record(tmp_path / "tiles.png")["notes"])
+    assert record(tmp_path / "whole.png")["notes"] == []
+
+
+def test_a_list_of_stages_is_no_obstacle() -> None:
+    class Staged(RestorationNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+            self.card = ModelCard("staged", "Staged", "none", "none", 1, 3, 4, 8, False, 10, result=0)
+
+        def restore(self, x: Tensor) -> list[Tensor]:
+            return [x, x * 0]
+
+    colour = np.random.default_rng(3).integers(0, 256, (30, 31, 3), np.uint8)
+    np.testing.assert_array_equal(restore_picture(Staged(), Picture(colour)).colour, colour)
+
+
+def test_a_plan_writes_nothing(tmp_path: Path) -> None:
+    photo(tmp_path / "in.png")
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    before = files(tmp_path)
+    said = run("deblur", tmp_path / "in.png", "--weights", file, "--outputs", "2", "--plan", "--json")
+    assert said.code == 0 and json.loads(said.out)["size"] == [52, 40]
+    assert files(tmp_path) == before
+
+
+def test_a_large_tiff_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("restore.restoration_plan.STREAM_FROM", 0)
+    before = photo(tmp_path / "in.tif", "uint16", size=(600, 300))
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    said = run("deblur", tmp_path / "in.tif", "--weights", file, "--tile", "288")
+    assert said.code == 0 and "streamed in" in said.err
+    expected = np.floor((unit(before) + np.mean(OFFSETS)) * 65535 + 0.5)
+    after = tifffile.imread(tmp_path / "in_deblurred.tif")
+    assert np.abs(after - expected).max() <= 1  # the mean: outputs of a streamed picture cannot be compared
+    assert any("the mean of the outputs was taken" in note for note in record(tmp_path / "in_deblurred.tif")["notes"])
+
+
+# Several outputs -----------------------------------------------------------------------------------------------------
+
+
+def test_the_best_is_the_output_nearest_to_the_mean(tmp_path: Path) -> None:
+    before = photo(tmp_path / "in.png")
+    said = run("deblur", tmp_path / "in.png", "--weights", weights(tmp_path / "w.pth", OFFSETS))
+    values = [np.mean([OFFSETS[i], OFFSETS[j]]) for i, j in PAIRS]
+    best = int(np.abs(np.array(values) - np.mean(OFFSETS)).argmin())
+    output = tmp_path / "in_deblurred.png"
+    assert np.abs(pixels(output) - (before + 255 * values[best])).max() <= 0.501
+    figures = record(output)["figures"]
+    assert (figures["outputs"], figures["heads"], figures["main"], figures["criterion"]) == (6, [1, 3, 6], best + 1, "agreement")
+    np.testing.assert_allclose(figures["scores"], np.square(np.array(values) - np.mean(OFFSETS)), atol=2e-3)
+    assert f"output {best + 1} of 6, the best by agreement" in said.err
+    assert sorted(files(tmp_path)) == ["in.png", "in_deblurred.png", "in_deblurred.png.json", "w.pth"]
+
+
+@pytest.mark.parametrize(("select", "value"), [("mean", np.mean(OFFSETS)), ("1", -0.1), ("4", 0.1), ("6", 0.3)])
+def test_any_output_or_the_mean_can_be_the_result(tmp_path: Path, select: str, value: float) -> None:
+    before = photo(tmp_path / "in.png")
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    for more, name in (((), "a.png"), (("--outputs", "1"), "b.png")):  # the network alone, and by way of the disk
+        said = run("deblur", tmp_path / "in.png", "--weights", file, "--select", select, *more, "-o", tmp_path / name)
+        assert said.code == 0, said.err
+        assert np.abs(pixels(tmp_path / name) - (before + 255 * value)).max() <= 0.501
+    assert any(("mean" if select == "mean" else f"Output {select} of 6") in note for note in record(tmp_path / "a.png")["notes"])
+
+
+@pytest.mark.parametrize("tile", ["off", "256"])
+@pytest.mark.parametrize("ensemble", [(), ("--ensemble",)])
+def test_candidates_are_outputs_by_their_numbers_heads_first(tmp_path: Path, tile: str, ensemble: tuple[str, ...]) -> None:
+    before = photo(tmp_path / "in.png", size=(300, 40))
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    said = run("deblur", tmp_path / "in.png", "--weights", file, "--outputs", "4", "--tile", tile, *ensemble)
+    assert said.code == 0, said.err
+    figures = record(tmp_path / "in_deblurred.png")["figures"]
+    # Heads by their distance to the mean: 0.0, -0.1, 0.3; then the nearest average, which is the best of all.
+    assert list(figures["candidates"].values()) == [3, 1, 6, 4] and figures["main"] == 4
+    for name, number in figures["candidates"].items():
+        i, j = PAIRS[number - 1]
+        assert name == f"in_deblurred_{number}.png"
+        assert np.abs(pixels(tmp_path / name) - (before + 255 * (OFFSETS[i] + OFFSETS[j]) / 2)).max() <= 0.501
+        assert embedded(tmp_path / name)["output"] == name
+    assert len(list(tmp_path.glob("in_deblurred*.png"))) == 5
+
+
+def test_gray_alpha_and_16_bits_hold_for_candidates_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    values = rng.integers(13000, 40000, (30, 20, 2)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "in.tif", values, photometric="minisblack", extrasamples=["unassalpha"])
+    said = run("deblur", tmp_path / "in.tif", "--weights", weights(tmp_path / "w.pth", OFFSETS), "--outputs", "6")
+    assert said.code == 0, said.err
+    for number, (i, j) in enumerate(PAIRS, 1):
+        after = tifffile.imread(tmp_path / f"in_deblurred_{number}.tif")
+        expected = np.floor((unit(values[..., 0]) + (OFFSETS[i] + OFFSETS[j]) / 2) * 65535 + 0.5)
+        assert np.abs(after[..., 0] - expected).max() <= 1
+        np.testing.assert_array_equal(after[..., 1], values[..., 1])
+
+
+def test_several_outputs_of_a_network_of_gray_are_of_each_colour(tmp_path: Path) -> None:
+    before = photo(tmp_path / "in.png")
+    file = weights(tmp_path / "w.pth", OFFSETS, channels=1)
+    assert run("deblur", tmp_path / "in.png", "--weights", file, "--outputs", "6").code == 0
+    for number, (i, j) in enumerate(PAIRS, 1):
+        after = pixels(tmp_path / f"in_deblurred_{number}.png")
+        assert after.shape == before.shape and np.abs(after - (before + 255 * (OFFSETS[i] + OFFSETS[j]) / 2)).max() <= 0.501
+
+
+def test_the_map_is_the_standard_deviation_of_the_heads(tmp_path: Path) -> None:
+    before = photo(tmp_path / "in.png", size=(300, 40))
+    file = weights(tmp_path / "w.pth", OFFSETS, strength=0.05)
+    said = run("deblur", tmp_path / "in.png", "--weights", file, "--uncertainty", tmp_path / "map.png", "--tile", "256")
+    assert said.code == 0 and "map.png: white is a standard deviation of" in said.err
+    network = load_model(file, device="cpu")
+    x = torch.from_numpy((before / 255).astype(np.float32).transpose(2, 0, 1))[None]
+    with torch.inference_mode():
+        heads = network(x)[0, [0, 2, 5]].double().numpy()
+    expected = np.sqrt(np.var(heads, axis=0).mean(0))  # over colours the root of the mean square
+    with Image.open(tmp_path / "map.png") as judge:
+        assert judge.mode == "I;16" and judge.size == (40, 300)
+        shown = np.asarray(judge).astype(float)
+    scale = record(tmp_path / "in_deblurred.png")["figures"]["uncertainty"]
+    assert scale["file"] == "map.png" and "standard deviation" in scale["unit"]
+    np.testing.assert_allclose(scale["white"], np.quantile(expected, 0.999), rtol=0.02)
+    error = np.abs(shown / 65535 * scale["white"] - np.minimum(expected, scale["white"]))
+    assert np.median(error) < 1e-3 and error.max() < 0.02  # tiles are not the whole
+    np.testing.assert_allclose(scale["mean"], expected.mean(), rtol=0.01)
+
+
+def test_heads_that_agree_make_a_black_map(tmp_path: Path) -> None:
+    photo(tmp_path / "in.png")
+    file = weights(tmp_path / "w.pth", (0.1, 0.1))
+    assert run("deblur", tmp_path / "in.png", "--weights", file, "--uncertainty", tmp_path / "map.png").code == 0
+    assert not pixels(tmp_path / "map.png").any()
+
+
+def test_several_pictures_get_a_folder_of_maps(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        photo(tmp_path / name)
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    command = ("deblur", tmp_path / "a.png", tmp_path / "b.png", "--weights", file, "-o", tmp_path / "out")
+    refused = run(*command, "--uncertainty", tmp_path / "map.png")
+    assert refused.code == 2 and "there are 2 inputs" in refused.err and "Give --uncertainty a folder" in refused.err
+    assert not (tmp_path / "out").exists()
+    assert run(*command, "--uncertainty", tmp_path / "maps").code == 0
+    assert sorted(files(tmp_path / "maps")) == ["a.png", "b.png"]
+    same = run(*command, "--overwrite", "--uncertainty", tmp_path / "out")
+    assert same.code == 2 and "would both be written to" in same.err
+
+
+def test_nothing_is_left_of_a_run_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo(tmp_path / "in.png")
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    before = files(tmp_path)
+
+    def full(*of: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("restore.candidates.RowFiles.write", "restore.candidates.os.replace", "restore.restoration.write_record"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, full)
+            try:
+                said = run(
+                    "deblur", tmp_path / "in.png", "--weights", file, "--outputs", "2", "--uncertainty", tmp_path / "m.png"
+                )
+                assert said.code != 0
+            except OSError:
+                assert name.endswith("write_record")
+        assert files(tmp_path) == before
+
+
+def test_inputs_are_never_in_the_way_of_candidates(tmp_path: Path) -> None:
+    photo(tmp_path / "in.png")
+    photo(tmp_path / "in_deblurred_3.png")
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    before = files(tmp_path)
+    said = run("deblur", tmp_path / "in.png", tmp_path / "in_deblurred_3.png", "--weights", file, "--outputs", "3", "--overwrite")
+    assert said.code == 2 and "is the input" in said.err
+    assert run("deblur", tmp_path / "in.png", "--weights", file, "--outputs", "3").code == 6  # it is there already
+    assert files(tmp_path) == before
+
+
+def test_in_memory_the_selection_holds_too(tmp_path: Path) -> None:
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    colour = photo(tmp_path / "in.png")
+    network = load_model(file, device="cpu")
+    for main, value in (("best", 0.1), ("mean", np.mean(OFFSETS)), (6, 0.3)):
+        result = restore_picture(network, Picture(colour), RunSettings(selection=Selection(main)))  # type: ignore[arg-type]
+        assert np.abs(result.colour - (colour + 255 * value)).max() <= 0.501
+    assert run("deblur", tmp_path / "in.png", "--weights", file, "--tile", "off").code == 0
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / "in_deblurred.png").colour, restore_picture(network, Picture(colour)).colour
+    )
+
+
+def test_pictures_of_floats_keep_their_range(tmp_path: Path) -> None:
+    values = (photo(tmp_path / "x.png") / 255 * 4 - 1).astype(np.float32)
+    values[0, 0], values[0, 1] = -1, 3
+    tifffile.imwrite(tmp_path / "in.tif", values, photometric="rgb")
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    said = run("deblur", tmp_path / "in.tif", "--weights", file, "--outputs", "6", "--uncertainty", tmp_path / "m.png")
+    assert said.code == 0, said.err
+    np.testing.assert_allclose(read_picture(tmp_path / "in_deblurred_6.tif").colour, values + 0.3 * 4, atol=1e-5)
+    scale = record(tmp_path / "in_deblurred.tif")["figures"]["uncertainty"]
+    np.testing.assert_allclose(scale["greatest"], np.std(OFFSETS), rtol=1e-4)  # a part of the range, which is 4
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--outputs", "7"), "has 6 outputs.*at most 6"),
+        (("--select", "7"), "number from 1 to 6"),
+        (("--select", "0"), "--select 0 is not understood.*best, mean"),
+        (("--select", "worst"), "--select worst is not understood"),
+        (("--uncertainty", "map.jpg"), "is a PNG file.*map.png"),
+    ],
+)
+def test_requests_that_make_no_sense_name_the_repair(tmp_path: Path, arguments: tuple[str, ...], error: str) -> None:
+    photo(tmp_path / "in.png")
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    before = files(tmp_path)
+    said = run("deblur", tmp_path / "in.png", "--weights", file, *arguments)
+    assert said.code == 2
+    assert re.search(error, said.err, re.DOTALL), said.err
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("arguments", [("--outputs", "2"), ("--select", "1"), ("--uncertainty", "m.png")])
+def test_one_output_cannot_be_several(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    photo(tmp_path / "in.png")
+    said = run("deblur", tmp_path / "in.png", "--weights", weights(tmp_path / "w.pth"), *arguments)
+    assert said.code == 2 and "NAFNet has one output" in said.err and "Leave out --outputs" in said.err
+
+
+def test_models_of_another_task_are_refused_before_anything_is_looked_for(tmp_path: Path) -> None:
+    photo(tmp_path / "in.png")
+    for command, model, repair in (
+        ("denoise", "hat-compact", "restore sr --model hat-compact"),
+        ("deblur", "restormer-color-blind", "restore denoise --model restormer-color-blind"),
+        ("sr", "nafnet-gopro-width32", "restore deblur --model nafnet-gopro-width32"),
+        ("dejpeg", "restormer-deraining", "models list"),
+    ):
+        said = run(command, tmp_path / "in.png", "--model", model)
+        assert said.code == 2 and f"{model} is a network for" in said.err and repair in said.err, said.err
+
+
+def test_files_of_another_scale_are_refused(tmp_path: Path) -> None:
+    photo(tmp_path / "in.png")
+    shipped = catalogue().shipped_path(catalogue().entry("espcn-compact"), 2)
+    assert shipped is not None
+    said = run("denoise", tmp_path / "in.png", "--weights", shipped)
+    assert said.code == 2 and "is a network for super-resolution, not for noise" in said.err and "restore sr" in said.err
+    said = run("sr", tmp_path / "in.png", "--weights", weights(tmp_path / "w.pth"))
+    assert said.code == 2 and "is a network for denoising, not for super-resolution" in said.err
+    assert "use restore deblur or restore denoise or restore dejpeg" in said.err
+    face = ModelCard("f", "F", "none", "none", 1, 3, 1, 0, True, 10, tasks=("face restoration",))
+    with pytest.raises(RequestError, match="for face restoration, not for noise"):
+        DENOISE.check_card(face, "f.pth")
+
+
+def test_networks_of_two_views_are_refused(tmp_path: Path) -> None:
+    photo(tmp_path / "in.png")
+    network = Restormer(RestormerConfig(6, 3, 8, (1, 1, 1, 1), (1, 1, 1, 1), 1, (16, 32, 64, 128), dual_pixel=True))
+    torch.save({"params": {RESTORMER_KEYS.to_published(k): v for k, v in network.state_dict().items()}}, tmp_path / "w.pth")
+    said = run("deblur", tmp_path / "in.png", "--weights", tmp_path / "w.pth")
+    assert said.code == 2 and "takes 6 channels and gives 3, not one gray or RGB picture" in said.err
+
+
+def test_candidates_are_not_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo(tmp_path / "in.tif", size=(600, 300))
+    file = weights(tmp_path / "w.pth", OFFSETS)
+    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda *of: 10**6)
+    monkeypatch.setattr("restore.restoration_plan.STREAM_SIDES", (288,))
+    said = run("deblur", tmp_path / "in.tif", "--weights", file, "--outputs", "2", "--memory", "100MB")
+    assert said.code != 0 and "Or leave out --outputs and --uncertainty: then it is streamed" in said.err
+
+
+def test_every_entry_of_the_catalogue_names_its_task() -> None:
+    known = {task for command in COMMANDS for task in command.tasks} | {"deraining", "enhancement", "face"}
+    assert all(entry.task in known for entry in catalogue())
+    assert all(1 not in entry.files or entry.task != "super-resolution" or entry.family == "mirnet" for entry in catalogue())
+    said = restore("models", "list")
+    assert "task" in said.out and "denoising" in said.out and "defocus" in said.out
+
+
+@pytest.mark.parametrize("command", [DEBLUR, DENOISE, SR])
+def test_entries_are_told_apart(command: object) -> None:
+    with pytest.raises(RequestError):
+        command.check_entry(catalogue().entry("mirnet-lol"))  # type: ignore[attr-defined]
+
+
+def test_memory_counts_every_output(tmp_path: Path) -> None:
+    photo(tmp_path / "in.png")
+    several, one = (load_model(weights(tmp_path / f"{n}.pth", (0.0,) * n), device="cpu") for n in (4, 1))
+    info = probe(tmp_path / "in.png")
+    plans = [plan_file(network, info, tmp_path / "out.png", RunSettings()) for network in (several, one)]
+    assert [plan.tiles.out_channels for plan in plans] == [30, 3]
+    outcome = restore_file(several, tmp_path / "in.png", tmp_path / "out.png")
+    assert outcome.figures["outputs"] == 10
