@@ -56,7 +56,7 @@ def test_a_plan_and_a_run_say_that_they_stream(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path) -> None:
-    save(tmp_path / "in.tif", 240, 120)
+    save(tmp_path / "in.tif", 960, 120)  # so many rows of tiles that it is not done before it is interrupted
     (tmp_path / "out.tif.part").mkdir()  # the sign of a run that was broken off: so this one streams
     command = ["sr", "in.tif", *COMPACT, *EXACT, "--tile", "64", "-o", "out.tif"]
     program = (

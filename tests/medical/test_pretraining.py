@@ -369,10 +369,10 @@ def test_folders_without_scans(make: Any, match: str, tmp_path: Path) -> None:
 # Recipes ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_shipped_recipe_trains_the_encoder_of_the_shipped_network() -> None:
+def test_the_shipped_recipe_trains_the_encoder_of_a_shipped_recipe() -> None:
     from medical.training import load_recipe as load_training
 
-    chosen, training = load_recipe("pretrain-hippocampus"), load_training("hippocampus")
+    chosen, training = load_recipe("pretrain-hippocampus"), load_training("hippocampus-swin")
     same = ("modality", "channels", "orientation", "spacing", "intensity", "patch")
     assert chosen.network == training.network
     assert all(getattr(chosen.protocol, field) == getattr(training.protocol, field) for field in same)
