@@ -125,7 +125,7 @@ def segment(
 @app.command()
 def restore(
     inputs: Annotated[list[str], typer.Argument(help="NIfTI files, DICOM folders or zips, or folders of such.")],
-    model: Annotated[str, typer.Option(help="A name from `medical models list`.")] = "denoise-mr-compact",
+    model: Annotated[str | None, typer.Option(help="A name from `medical models list`. None ships yet.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file; takes the place of --model.")] = None,
     protocol: Annotated[
         Path | None, typer.Option(help="YAML file: modality, intensity, orientation, axis, neighbours of a checkpoint.")
@@ -157,12 +157,12 @@ def restore(
 
     Small details may be invented or removed. Research use, not a medical device.
     """
-    from medical.cli_restore import Request, run
+    from medical.cli_restore import Request, asked_source, run
 
     run(
         Request(
             inputs=tuple(inputs),
-            source=weights if weights is not None else model,
+            source=asked_source(model, weights),
             protocol=protocol,
             output=output,
             volume=volume,

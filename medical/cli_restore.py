@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from hybrid.console import folder_of, messages, progress_on, results
 from hybrid.devices import set_threads
-from hybrid.errors import HybridError
+from hybrid.errors import HybridError, RequestError
 from hybrid.memory import format_size, parse_size
 from medical.cli_batch import Failure, format_duration, raise_failures, tell_failure
 from medical.inputs import Job, plan_jobs
@@ -68,6 +68,21 @@ class Request:
         """
         run = RestoreSettings(self.dtype, self.tile, parse_size(self.memory) if self.memory is not None else None)
         return FileSettings(run, self.preview, self.overwrite, self.volume, self.series)
+
+
+def asked_source(model: str | None, weights: Path | None) -> str | Path:
+    """What is to be loaded, by --model and --weights as they were given.
+
+    Raises:
+        RequestError: Neither was given: no network ships with the package.
+    """
+    source = weights if weights is not None else model
+    if source is None:
+        raise RequestError(
+            "No network that restores scans ships with the package yet.",
+            hint="Give --weights FILE; `medical train denoise-mr-compact` trains one from scans.",
+        )
+    return source
 
 
 def run(request: Request) -> None:

@@ -34,7 +34,7 @@ def sr(
     inputs: options.Inputs,
     model: Annotated[
         str, typer.Option(help="A name from `restore models list`, or auto: the best one that is here and quick enough.")
-    ] = SR.model,
+    ] = "auto",
     scale: Annotated[
         float | None, typer.Option(help="Enlargement, any number. One that the model lacks is reached by a resize. Default 4.")
     ] = None,
@@ -92,7 +92,7 @@ def _same_size(command: Command) -> Callable[..., None]:
 
     def restore(
         inputs: options.Inputs,
-        model: Annotated[str, typer.Option(help="A name from `restore models list`.")] = command.model,
+        model: Annotated[str | None, typer.Option(help="A name from `restore models list`.")] = command.model,
         weights: options.Weights = None,
         output: options.Output = None,
         outputs: options.Outputs = 0,
@@ -120,7 +120,7 @@ def _same_size(command: Command) -> Callable[..., None]:
             Request(
                 command=command,
                 inputs=tuple(inputs),
-                source=weights if weights is not None else model,
+                source=command.source(model, weights),
                 output=output,
                 format=format,
                 quality=quality,

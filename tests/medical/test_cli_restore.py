@@ -221,6 +221,14 @@ def test_a_file_without_protocol_asks_for_one(tmp_path: Path, weights: Path) -> 
     assert said.code == 3 and "the range from 9 to 1 is empty" in said.err
 
 
+def test_a_network_must_be_named_while_none_ships(tmp_path: Path) -> None:
+    said = restored(scan(tmp_path / "a.nii.gz", values().astype(np.int16)))
+    assert (
+        said.code == 2 and "No network that restores scans ships" in said.err and "medical train denoise-mr-compact" in said.err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
 def test_networks_that_restore_none_are_named(tmp_path: Path, weights: Path) -> None:
     path = scan(tmp_path / "a.nii.gz", values().astype(np.int16))
     said = restored(path, "--model", "hippocampus")

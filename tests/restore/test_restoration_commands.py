@@ -27,7 +27,8 @@ from restore.models.restormer import KEYS as RESTORMER_KEYS
 from restore.models.restormer import Restormer, RestormerConfig
 from restore.one_output import Selection
 from restore.restoration import RunSettings, plan_file, restore_file, restore_picture
-from restore.tasks import COMMANDS, DEBLUR, DENOISE, SR
+from restore.tasks import COMMANDS, DEBLUR, DENOISE, SR, Command
+from restore.training import load_recipe
 from tests.command import Said, files, restore
 
 OFFSETS = (-0.1, 0.0, 0.3)  # of three heads
@@ -465,3 +466,37 @@ def test_memory_counts_every_output(tmp_path: Path) -> None:
     assert [plan.tiles.out_channels for plan in plans] == [30, 3]
     outcome = restore_file(several, tmp_path / "in.png", tmp_path / "out.png")
     assert outcome.figures["outputs"] == 10
+
+
+# Defaults --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_default_network_ships_with_the_package(command: Command) -> None:
+    if command.model is None or command is SR:  # sr chooses among those that are here
+        return
+    entry = catalogue().entry(command.model)
+    assert entry.task in command.tasks and catalogue().shipped_path(entry, 1) is not None
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.model is None], ids=lambda command: command.name)
+def test_a_command_without_a_default_says_what_to_give(command: Command, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    said = restore(command.name, tmp_path / "a.png")
+    assert said.code == 2 and f"No network for {command.against} ships" in said.err
+    assert "--model NAME" in said.err and f"restore train {command.name}-compact" in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert load_recipe(f"{command.name}-compact").task in command.tasks
+
+
+def test_the_shipped_denoiser_denoises(tmp_path: Path) -> None:
+    """Smooth colours and noise of sigma 25: most of it goes, in 8 bits and in 16."""
+    y, x = np.mgrid[:64, :80] / 80
+    clean = np.stack([x, y, 1 - x], -1) * 0.6 + 0.2
+    noisy = np.clip(clean + np.random.default_rng(0).normal(0, 25 / 255, clean.shape), 0, 1)
+    for bits, dtype in ((8, np.uint8), (16, np.uint16)):
+        tifffile.imwrite(tmp_path / f"{bits}.tif", np.rint(noisy * (2**bits - 1)).astype(dtype), photometric="rgb")
+        assert restore("denoise", tmp_path / f"{bits}.tif", "-o", tmp_path / f"out{bits}.tif").code == 0
+        result = tifffile.imread(tmp_path / f"out{bits}.tif")
+        assert result.dtype == dtype
+        assert np.std(result / (2**bits - 1) - clean) < 0.25 * np.std(noisy - clean)
