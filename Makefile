@@ -23,8 +23,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes of one thread each: faster than one of two. The tests of the app want a browser, and say so when they miss it.
 test: lint
-	$(BIN)/python -m pytest
+	@command -v chromium >/dev/null || echo "chromium is missing: tests of the app in a browser are skipped (apt-get install chromium)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info

@@ -27,16 +27,18 @@ class Stopped(BaseException):
 
 def restore() -> NoReturn:
     """Entry point of the command `restore`."""
+    from apps.cli_app import mount
     from restore.cli import app
 
-    _run(app)
+    _run(mount(app, "picture"))
 
 
 def medical() -> NoReturn:
     """Entry point of the command `medical`."""
+    from apps.cli_app import mount
     from medical.cli import app
 
-    _run(app)
+    _run(mount(app, "scan"))
 
 
 def _run(app: Callable[..., object]) -> NoReturn:

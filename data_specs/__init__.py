@@ -9,6 +9,8 @@ from typing import Any, TypeVar, overload
 import yaml
 from pydantic import ValidationError
 
+from data_specs.face_files import FaceItem, FoundFaces, find_faces
+from data_specs.face_schema import FaceSpec, PublishedFaces
 from data_specs.files import Checked, FoundImages, ImagePair, check_files, find_images
 from data_specs.restoration_files import FoundRestoration, RestorationItem, find_restoration
 from data_specs.restoration_schema import Blurred, PictureLayout, PublishedRestoration, RestorationSpec, Task
@@ -21,6 +23,9 @@ __all__ = [
     "KINDS",
     "Checked",
     "DataSpec",
+    "FaceItem",
+    "FaceSpec",
+    "FoundFaces",
     "FoundImages",
     "FoundRestoration",
     "FoundVolumes",
@@ -28,6 +33,7 @@ __all__ = [
     "Layout",
     "Protocol",
     "Published",
+    "PublishedFaces",
     "PublishedRestoration",
     "RestorationItem",
     "RestorationSpec",
@@ -37,6 +43,7 @@ __all__ = [
     "VolumeCase",
     "available",
     "check_files",
+    "find_faces",
     "find_images",
     "find_restoration",
     "find_volumes",
@@ -54,6 +61,7 @@ KINDS: dict[str, type[DataSpec]] = {
     "deblurring": RestorationSpec,
     "denoising": RestorationSpec,
     "jpeg": RestorationSpec,
+    "face": FaceSpec,
 }
 
 Kind = TypeVar("Kind", bound=DataSpec)

@@ -91,19 +91,19 @@ def _items(layout: AnyLayout, folder: Path, spec: RestorationSpec) -> tuple[Rest
     if isinstance(layout, BoxLayout):
         if not (folder / layout.boxes).is_file():
             return ()
-        photographs = _matching(layout.noisy, folder, (".mat",))
+        photographs = matching(layout.noisy, folder, (".mat",))
         return tuple(
             RestorationItem(f"{name}_{box + 1:02}", None, path, (index, box))
             for index, (name, path) in enumerate(sorted(photographs.items()))
             for box in range(spec.blocks or 1)
         )
-    clean = _matching(layout.clean, folder, PICTURE_SUFFIXES)
+    clean = matching(layout.clean, folder, PICTURE_SUFFIXES)
     if layout.degraded is None:
         return tuple(RestorationItem(name, path, None) for name, path in sorted(clean.items()))
     # A folder that only one side has is no part of the name that both share.
     shared = "{scene}" in layout.clean and "{scene}" in layout.degraded
     clean = clean if shared else _without_scene(clean)
-    degraded = _matching(layout.degraded, folder, PICTURE_SUFFIXES)
+    degraded = matching(layout.degraded, folder, PICTURE_SUFFIXES)
     degraded = degraded if shared else _without_scene(degraded)
     missing = sorted(set(degraded) - set(clean)) or sorted(set(clean) - set(degraded)) if degraded else []
     if clean and "{scene}" not in layout.clean and "{scene}" in layout.degraded:
@@ -127,7 +127,7 @@ def _without_scene(paths: dict[str, Path]) -> dict[str, Path]:
     return found
 
 
-def _matching(pattern: str, folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def matching(pattern: str, folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Files that fit a pattern, by scene and name in it."""
     parent, _, last = pattern.rpartition("/")
     before, after = (re.escape(part) for part in last.split("{name}"))

@@ -31,7 +31,9 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Plain http is for a server on this machine alone: a hash that is recorded at the first sight of a file stands on https.
 Url = Annotated[str, StringConstraints(pattern=r"^(https://|http://(localhost|127\.0\.0\.1)[:/])\S+$")]
-Task = Literal["super-resolution", "deblurring", "denoising", "jpeg", "deraining", "defocus", "enhancement", "face"]
+Task = Literal[
+    "super-resolution", "deblurring", "denoising", "jpeg", "deraining", "defocus", "enhancement", "face", "detection", "metric"
+]
 """What a picture network is for."""
 PackagePath = Annotated[str, StringConstraints(min_length=1), AfterValidator(_inside_package)]
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hybrid.containers import GET_AGAIN, few, read_container, write_checkpoint
 from hybrid.errors import WeightsError
+from hybrid.packing import is_packed, unpack_rows
 from hybrid.records import sha256_file
 
 __all__ = ["Checkpoint", "Family", "load_strict", "read_checkpoint", "recognise", "write_checkpoint"]
@@ -95,6 +96,11 @@ def read_checkpoint(path: str | Path, *, allow_nan: bool = False) -> Checkpoint:
     state, losses = _without_losses(state)
     state, prefix = _strip_prefixes(state)
     _check_claims(path.name, state, path.stat().st_size)
+    if is_packed(metadata):
+        try:
+            state = unpack_rows(state)
+        except ValueError as error:
+            raise WeightsError(f"{path.name} is damaged: {error}.", hint=GET_AGAIN) from error
     if not allow_nan and (bad := [name for name, tensor in state.items() if _has_nan(tensor)]):
         raise WeightsError(
             f"{path.name} holds NaN in {len(bad)} of {len(state)} tensors ({few(bad)}): its training failed.",

@@ -5,21 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hybrid.errors import OutputError
+from hybrid.remote import described
+
+
+class _Console(Console):
+    """Shows addresses in place of the stand-ins of remote files."""
+
+    def print(self, *objects: Any, **style: Any) -> None:
+        super().print(*(described(each) if isinstance(each, str) else each for each in objects), **style)
+
+    def out(self, *objects: Any, **style: Any) -> None:
+        super().out(*(described(each) if isinstance(each, str) else each for each in objects), **style)
 
 
 def messages(*, quiet: bool) -> Console:
     """For people, on standard error. Without markup and emoji: file names may hold [brackets] and :colons:."""
-    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    return _Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def results() -> Console:
     """For what was asked for, on standard output, one line each, whatever is quiet."""
-    return Console(highlight=False, soft_wrap=True, emoji=False)
+    return _Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def progress_on(console: Console) -> AbstractContextManager[Progress]:

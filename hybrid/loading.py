@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hybrid.errors import RequestError, WeightsError
@@ -37,6 +38,11 @@ class WeightsSource:
     sha256: str
     origin: Origin
     notice: str | None = None
+
+
+def portable_source(asked: str | Path, found: WeightsSource) -> str | Path:
+    """What processes in other folders and on other machines find the same weights by: a name, or a whole path."""
+    return Path(asked).resolve() if found.origin == "file" else found.name
 
 
 def open_weights(found: Resolved) -> Checkpoint:

@@ -15,3 +15,16 @@ def lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except (ImportError, OSError) as error:
         log.info("no lock can be had here: %s", error)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file or folder if nobody has it; where there are no locks, as if nobody had."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError) as error:
+        log.info("no lock can be had here: %s", error)
+    return True

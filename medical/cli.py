@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from hybrid.batch_options import Address, BatchOptions, Engine, RetryFailed, Threads, Workers
 from medical.cli_compare import compare
 from medical.cli_detection import detect_evaluate
 from medical.cli_evaluate import evaluate
@@ -72,7 +73,11 @@ def segment(
     report: Annotated[bool, typer.Option(help="Write statistics, preview and report.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")] = False,
     memory: Annotated[str | None, typer.Option(help="Most memory the process may take, such as 4GB.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
+    threads: Threads = None,
+    engine: Engine = "local",
+    workers: Workers = None,
+    address: Address = None,
+    retry_failed: RetryFailed = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What the network computes in; auto: bf16 where it gains.")
@@ -112,12 +117,12 @@ def segment(
             report=report,
             overwrite=overwrite,
             memory=memory,
-            threads=threads,
             device=device,
             precision=precision,
             plan_only=plan,
             json=json,
             quiet=quiet,
+            batch=BatchOptions(engine, workers, address, threads, retry_failed),
         )
     )
 
@@ -125,7 +130,7 @@ def segment(
 @app.command()
 def restore(
     inputs: Annotated[list[str], typer.Argument(help="NIfTI files, DICOM folders or zips, or folders of such.")],
-    model: Annotated[str | None, typer.Option(help="A name from `medical models list`. None ships yet.")] = None,
+    model: Annotated[str, typer.Option(help="A name from `medical models list`.")] = "denoise-mr-compact",
     weights: Annotated[Path | None, typer.Option(help="A checkpoint file; takes the place of --model.")] = None,
     protocol: Annotated[
         Path | None, typer.Option(help="YAML file: modality, intensity, orientation, axis, neighbours of a checkpoint.")
@@ -144,7 +149,11 @@ def restore(
     preview: Annotated[bool, typer.Option(help="Write a picture of before, after and what was taken away.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")] = False,
     memory: Annotated[str | None, typer.Option(help="Most memory the process may take, such as 4GB.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
+    threads: Threads = None,
+    engine: Engine = "local",
+    workers: Workers = None,
+    address: Address = None,
+    retry_failed: RetryFailed = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What the network computes in; auto: bf16 where it gains.")
@@ -157,12 +166,12 @@ def restore(
 
     Small details may be invented or removed. Research use, not a medical device.
     """
-    from medical.cli_restore import Request, asked_source, run
+    from medical.cli_restore import Request, run
 
     run(
         Request(
             inputs=tuple(inputs),
-            source=asked_source(model, weights),
+            source=weights if weights is not None else model,
             protocol=protocol,
             output=output,
             volume=volume,
@@ -172,12 +181,12 @@ def restore(
             preview=preview,
             overwrite=overwrite,
             memory=memory,
-            threads=threads,
             device=device,
             precision=precision,
             plan_only=plan,
             json=json,
             quiet=quiet,
+            batch=BatchOptions(engine, workers, address, threads, retry_failed),
         )
     )
 

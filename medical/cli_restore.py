@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import Progress
 
-from hybrid.console import folder_of, messages, progress_on, results
+from hybrid.batch import Batch, Engine, Local, Made, run_batch
+from hybrid.batch_options import BatchOptions
+from hybrid.batch_place import Place, open_place, output_folder
+from hybrid.console import messages, progress_on, results
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, RequestError
+from hybrid.loading import portable_source
 from hybrid.memory import format_size, parse_size
-from medical.cli_batch import Failure, format_duration, raise_failures, tell_failure
+from hybrid.remote import Mirror, localised
+from medical.cli_batch import REMOTE_ENDINGS, Failure, ScanWatcher, format_duration, raise_failures, tell_failure
 from medical.inputs import Job, plan_jobs
 from medical.loading import find_weights
 from medical.notice import RESEARCH_USE
 from medical.restoration import RestoreSettings, SlicePlan, seconds_per_pixel
+from medical.restoration_batch import RestoreRecipe, RestoreWorker, items_of, options_of
 from medical.restoration_files import (
     RESTORED,
     FileSettings,
     Outcome,
     check_jobs,
     check_targets,
-    is_done,
     is_restored,
     plan_file,
-    planned_outputs,
-    restore_file,
 )
 from medical.restoration_loading import Restorer, build_restorer, read_restoration_protocol
 from medical.restoration_preview import DETAILS
-
-MANY_TILES = 400
-"""From so many runs of the network on, what a scan is in for is said before it runs."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,12 @@ class Request:
     preview: bool
     overwrite: bool
     memory: str | None
-    threads: int | None
     device: str
     precision: str
     plan_only: bool
     json: bool
     quiet: bool
+    batch: BatchOptions = field(default_factory=BatchOptions)
 
     def settings(self) -> FileSettings:
         """The settings that hold for every scan.
@@ -70,21 +69,6 @@ class Request:
         return FileSettings(run, self.preview, self.overwrite, self.volume, self.series)
 
 
-def asked_source(model: str | None, weights: Path | None) -> str | Path:
-    """What is to be loaded, by --model and --weights as they were given.
-
-    Raises:
-        RequestError: Neither was given: no network ships with the package.
-    """
-    source = weights if weights is not None else model
-    if source is None:
-        raise RequestError(
-            "No network that restores scans ships with the package yet.",
-            hint="Give --weights FILE; `medical train denoise-mr-compact` trains one from scans.",
-        )
-    return source
-
-
 def run(request: Request) -> None:
     """Restore every scan of a request, or plan it. One that fails does not stop the others.
 
@@ -92,6 +76,13 @@ def run(request: Request) -> None:
         HybridError: The request cannot be met at all, or scans failed: the scan's own error if there was only one, else a
             list of all.
     """
+    with localised(request.inputs, request.output, REMOTE_ENDINGS) as places:
+        if places.mirror is not None and request.plan_only:
+            raise RequestError("Plans are made of scans of this machine.", hint="Leave --plan out, or fetch the scans first.")
+        _run(replace(request, inputs=places.inputs, output=places.output), places.mirror)
+
+
+def _run(request: Request, mirror: Mirror | None) -> None:
     settings = request.settings()
     talk = messages(quiet=request.quiet)
     # Paths are checked before weights are looked for: a wrong path should not cost a download.
@@ -100,9 +91,14 @@ def run(request: Request) -> None:
     several = len(jobs) > 1 or jobs[0].source != Path(request.inputs[0])
     if not several and not request.plan_only:
         check_targets(jobs[0], settings)
-    restorer = _load(request, talk)
-    batch = _Batch(restorer, settings, talk, several, request.json)
-    raise_failures(batch.plan(jobs) if request.plan_only else batch.restore(jobs), len(jobs))
+    folder = output_folder(request.inputs, request.output, [(job.source, job.target) for job in jobs])
+    with open_place(folder, mirror, retry_failed=request.batch.retry_failed) as place:
+        restorer = _load(request, talk)
+        if request.plan_only:
+            failures = _plan_all(restorer, jobs, settings, request, talk, several)
+        else:
+            failures = _restore_all(restorer, jobs, settings, request, talk, place)
+    raise_failures(failures, len(jobs), place.path)
 
 
 def _jobs(request: Request) -> list[Job]:
@@ -113,7 +109,7 @@ def _jobs(request: Request) -> list[Job]:
 
 
 def _load(request: Request, talk: Console) -> Restorer:
-    set_threads(request.threads)  # no more than this process may use, which torch does not ask a container for
+    set_threads(request.batch.threads)  # no more than this process may use, which torch does not ask a container for
     protocol = read_restoration_protocol(request.protocol) if request.protocol is not None else None
     with progress_on(talk) as progress:
         task = progress.add_task("weights", visible=False)
@@ -128,104 +124,105 @@ def _load(request: Request, talk: Console) -> Restorer:
     return restorer
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What holds for all scans of a request."""
+def _restore_all(
+    restorer: Restorer, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, place: Place
+) -> list[Failure]:
+    several = len(jobs) > 1 or place.folder is not None
+    source = restorer.network.source
+    batch = Batch(
+        folder=place.folder,
+        journal=place.journal,
+        weights=source.sha256 if source else "",
+        options=options_of(restorer, settings),
+        overwrite=request.overwrite,
+        retry_failed=request.batch.retry_failed,
+        alone=not several,
+        mirror=place.mirror,
+    )
+    with progress_on(talk) as progress:
+        bar = progress.add_task("scans", total=len(jobs), visible=several)
 
-    restorer: Restorer
-    settings: FileSettings
-    talk: Console
-    several: bool
-    json: bool
+        def tell_of(made: Made) -> None:
+            _report(made.report, talk, request.json)
 
-    def restore(self, jobs: list[Job]) -> list[Failure]:
-        failures: list[Failure] = []
-        with progress_on(self.talk) as progress:
-            for job in jobs:
-                try:
-                    if self.several and is_done(job, self.restorer, self.settings):
-                        self._skipped(job)
-                        continue
-                    with folder_of(job.target):
-                        self._report(self._one(job, progress))
-                except HybridError as error:
-                    failures.append((job, error))
-                    tell_failure(failures[-1], self.talk, self.several, self.json)
-        if len(failures) < len(jobs):
-            self.talk.print(f"{RESEARCH_USE}. {DETAILS}.", style="dim")
-        return failures
+        watcher = ScanWatcher(talk, request.json, several, progress, bar, tell_of)
+        items = items_of(jobs, request.inputs, settings)
+        failures = run_batch(items, _engine(restorer, settings, request, several), batch, watcher)
+    if len(failures) < len(jobs):
+        talk.print(f"{RESEARCH_USE}. {DETAILS}.", style="dim")
+    return [(item.work, error) for item, error in failures]
 
-    def plan(self, jobs: list[Job]) -> list[Failure]:
-        """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
-        out, failures = results(), []
-        per_pixel: float | None = None
-        for job in jobs:
-            try:
-                outputs = check_targets(job, replace(self.settings, overwrite=True))  # a plan replaces nothing
-                volume, plan, doubtful = plan_file(self.restorer, job, self.settings)
-            except HybridError as error:
-                failures.append((job, error))
-                tell_failure(failures[-1], self.talk, self.several, self.json)
-                continue
-            for doubt in doubtful:
-                self.talk.print(f"{job.source.name}: {doubt}", style="yellow")
-            per_pixel = per_pixel or seconds_per_pixel(self.restorer)
-            seconds = per_pixel * plan.pixels
-            memory = volume.values.nbytes + _result_bytes(plan, self.settings, volume.values.itemsize) + plan.tiles.memory_bytes
-            if self.json:
-                facts = {"input": str(job.source), "outputs": [str(path) for path in outputs], "slices": plan.to_dict()}
-                out.out(json.dumps(facts | {"memory_bytes": memory, "seconds": seconds}, ensure_ascii=False))
-            else:
-                there = ", which is there" * outputs[0].exists()
-                out.out(
-                    f"{job.source}: {plan.describe()}; about {format_size(memory)} with the scan, {format_duration(seconds)}; "
-                    f"to {outputs[0]}{there}"
-                )
-        return failures
 
-    def _one(self, job: Job, progress: Progress) -> Outcome:
-        task = progress.add_task(job.source.name, total=None)
+def _engine(restorer: Restorer, settings: FileSettings, request: Request, several: bool) -> Engine:
+    if request.batch.engine == "local":
+        return Local(RestoreWorker(restorer, settings, several))
+    import torch
 
-        def begin(plan: SlicePlan, doubtful: tuple[str, ...]) -> None:
-            for doubt in doubtful:
-                self.talk.print(f"{job.source.name}: {doubt}", style="yellow")
-            if plan.count * plan.tiles.count >= MANY_TILES:
-                self.talk.print(f"{job.source.name}: {plan.describe()}", style="dim")
+    from hybrid.batch_ray import OnRay
 
-        def on_progress(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+    source, threads = restorer.network.source, torch.get_num_threads()
+    assert source is not None
+    recipe = RestoreRecipe(
+        source=portable_source(request.source, source),
+        sha256=source.sha256,
+        protocol=restorer.protocol,
+        device=request.device,
+        precision=request.precision,
+        threads=threads,
+        settings=settings,
+        resume=several,
+    )
+    return OnRay(recipe, request.batch, threads=threads, device=request.device)
 
+
+def _plan_all(
+    restorer: Restorer, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, several: bool
+) -> list[Failure]:
+    """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
+    out, failures = results(), []
+    per_pixel: float | None = None
+    for job in jobs:
         try:
-            return restore_file(self.restorer, job, self.settings, on_start=begin, on_progress=on_progress)
-        finally:
-            progress.remove_task(task)
-
-    def _report(self, outcome: Outcome) -> None:
-        if self.json:
-            facts = {
-                "input": str(outcome.input),
-                "outputs": [str(path) for path in outcome.outputs],
-                "seconds": outcome.seconds,
-                "slices": outcome.slices,
-                "storage": outcome.storage,
-                "removed": outcome.removed,
-                "removed_share": outcome.share,
-                "notes": outcome.notes,
-                "research_use": f"{RESEARCH_USE}. {DETAILS}.",
-            }
-            results().out(json.dumps(facts, ensure_ascii=False))
-            return
-        self.talk.print(f"{outcome.outputs[0]}  {outcome.seconds:.1f} s")
-        self.talk.print(
-            f"  {outcome.storage}; taken away: {outcome.removed:.3g} RMS, {100 * outcome.share:.1f} % of the scan's range"
-        )
-
-    def _skipped(self, job: Job) -> None:
-        restored = planned_outputs(job, self.settings)[0]
-        if self.json:
-            results().out(json.dumps({"input": str(job.source), "skipped": str(restored)}, ensure_ascii=False))
+            outputs = check_targets(job, replace(settings, overwrite=True))  # a plan replaces nothing
+            volume, plan, doubtful = plan_file(restorer, job, settings)
+        except HybridError as error:
+            failures.append((job, error))
+            tell_failure(failures[-1], talk, several, request.json)
+            continue
+        for doubt in doubtful:
+            talk.print(f"{job.source.name}: {doubt}", style="yellow")
+        per_pixel = per_pixel or seconds_per_pixel(restorer)
+        seconds = per_pixel * plan.pixels
+        memory = volume.values.nbytes + _result_bytes(plan, settings, volume.values.itemsize) + plan.tiles.memory_bytes
+        if request.json:
+            facts = {"input": str(job.source), "outputs": [str(path) for path in outputs], "slices": plan.to_dict()}
+            out.out(json.dumps(facts | {"memory_bytes": memory, "seconds": seconds}, ensure_ascii=False))
         else:
-            self.talk.print(f"{restored}  is there already, of the same scan, network and settings: skipped")
+            there = ", which is there" * outputs[0].exists()
+            out.out(
+                f"{job.source}: {plan.describe()}; about {format_size(memory)} with the scan, {format_duration(seconds)}; "
+                f"to {outputs[0]}{there}"
+            )
+    return failures
+
+
+def _report(outcome: Outcome, talk: Console, as_json: bool) -> None:
+    if as_json:
+        facts = {
+            "input": str(outcome.input),
+            "outputs": [str(path) for path in outcome.outputs],
+            "seconds": outcome.seconds,
+            "slices": outcome.slices,
+            "storage": outcome.storage,
+            "removed": outcome.removed,
+            "removed_share": outcome.share,
+            "notes": outcome.notes,
+            "research_use": f"{RESEARCH_USE}. {DETAILS}.",
+        }
+        results().out(json.dumps(facts, ensure_ascii=False))
+        return
+    talk.print(f"{outcome.outputs[0]}  {outcome.seconds:.1f} s")
+    talk.print(f"  {outcome.storage}; taken away: {outcome.removed:.3g} RMS, {100 * outcome.share:.1f} % of the scan's range")
 
 
 def _result_bytes(plan: SlicePlan, settings: FileSettings, itemsize: int) -> int:

@@ -10,7 +10,7 @@ import typer
 
 def restore_evaluate(
     data: Annotated[Path, typer.Option(help="Folder with dataset.json (its splits) and imagesTr.")],
-    model: Annotated[str, typer.Option(help="A name from `medical models list`, or a checkpoint.")],
+    model: Annotated[str, typer.Option(help="A name from `medical models list`, or a checkpoint.")] = "denoise-mr-compact",
     protocol: Annotated[
         Path | None, typer.Option(help="YAML file: modality, intensity, orientation, axis, neighbours of a checkpoint.")
     ] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,32 +11,31 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import Progress
 
-from hybrid.console import folder_of, messages, progress_on, results
+from hybrid.batch import Batch, Engine, Local, Made, run_batch
+from hybrid.batch_options import BatchOptions
+from hybrid.batch_place import Place, open_place, output_folder
+from hybrid.console import messages, progress_on, results
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, InputError, RequestError
+from hybrid.loading import portable_source
 from hybrid.memory import format_size, parse_size
-from medical.cli_batch import Failure, format_duration, raise_failures, tell_failure
+from hybrid.remote import Mirror, localised
+from medical.cli_batch import REMOTE_ENDINGS, Failure, ScanWatcher, format_duration, raise_failures, tell_failure
 from medical.inputs import Job, plan_jobs, read_scan
 from medical.loading import build, find_weights
 from medical.models.base import SegmentationNetwork
 from medical.notice import RESEARCH_USE
-from medical.preparation import Preparation, doubts
+from medical.preparation import doubts
 from medical.protocol import Protocol
 from medical.roi import mask_path
-from medical.segment_files import Outcome, is_done, members_of, segment_file
-from medical.segment_outputs import FileSettings, Format, check_jobs, check_targets, planned_outputs, possible_outputs
+from medical.segment_batch import Networks, SegmentRecipe, SegmentWorker, items_of, options_of
+from medical.segment_files import Outcome, members_of
+from medical.segment_outputs import FileSettings, Format, check_jobs, check_targets, possible_outputs
 from medical.segmentation import SegmentSettings, plan_volume, protocol_of, seconds_per_window
-from medical.sliding import WindowPlan
 
 FAST_OVERLAP = 0.25
 """Overlap of windows with --fast: a third of the windows that half an overlap takes in a large scan."""
-MANY_WINDOWS = 50
-"""From so many passes of the network on, what a scan is in for is said before it runs."""
-
-Networks = tuple[SegmentationNetwork, ...]
-"""The one that was asked for, and further members of an ensemble."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,12 @@ class Request:
     report: bool
     overwrite: bool
     memory: str | None
-    threads: int | None
     device: str
     precision: str
     plan_only: bool
     json: bool
     quiet: bool
+    batch: BatchOptions = field(default_factory=BatchOptions)
 
     def settings(self) -> FileSettings:
         """The settings that hold for every scan.
@@ -107,6 +105,13 @@ def run(request: Request) -> None:
         HybridError: The request cannot be met at all, or scans failed: the scan's own error if there was only one, else a
             list of all.
     """
+    with localised(request.inputs, request.output, REMOTE_ENDINGS) as places:
+        if places.mirror is not None and request.plan_only:
+            raise RequestError("Plans are made of scans of this machine.", hint="Leave --plan out, or fetch the scans first.")
+        _run(replace(request, inputs=places.inputs, output=places.output), places.mirror)
+
+
+def _run(request: Request, mirror: Mirror | None) -> None:
     settings = request.settings()
     talk = messages(quiet=request.quiet)
     # Paths are checked before weights are looked for: a wrong path should not cost a download.
@@ -116,14 +121,19 @@ def run(request: Request) -> None:
     several = len(jobs) > 1 or jobs[0].source != Path(request.inputs[0])
     if not several and not request.plan_only:
         check_targets(jobs[0], settings)
-    networks = tuple(_load(replace(request, source=source), talk) for source in (request.source, *request.ensemble))
-    protocol_of(networks[0], settings.protocol)  # of no scan's making: one complaint, not one for each
-    if settings.uncertainty:
-        members_of(networks, settings)
-    if settings.protocol is not None and networks[0].protocol not in (None, settings.protocol):
-        talk.print("--protocol takes the place of the protocol that these weights bring.", style="yellow")
-    work = _plan_all if request.plan_only else _segment_all
-    raise_failures(work(networks, jobs, settings, request, talk, several), len(jobs))
+    folder = output_folder(request.inputs, request.output, [(job.source, job.target) for job in jobs])
+    with open_place(folder, mirror, retry_failed=request.batch.retry_failed) as place:
+        networks = tuple(_load(replace(request, source=source), talk) for source in (request.source, *request.ensemble))
+        protocol_of(networks[0], settings.protocol)  # of no scan's making: one complaint, not one for each
+        if settings.uncertainty:
+            members_of(networks, settings)
+        if settings.protocol is not None and networks[0].protocol not in (None, settings.protocol):
+            talk.print("--protocol takes the place of the protocol that these weights bring.", style="yellow")
+        if request.plan_only:
+            failures = _plan_all(networks, jobs, settings, request, talk, several)
+        else:
+            failures = _segment_all(networks, jobs, settings, request, talk, place)
+    raise_failures(failures, len(jobs), place.path)
 
 
 def read_protocol(path: Path) -> Protocol:
@@ -146,7 +156,7 @@ def read_protocol(path: Path) -> Protocol:
 
 
 def _load(request: Request, talk: Console) -> SegmentationNetwork:
-    set_threads(request.threads)  # no more than this process may use, which torch does not ask a container for
+    set_threads(request.batch.threads)  # no more than this process may use, which torch does not ask a container for
     with progress_on(talk) as progress:
         task = progress.add_task("weights", visible=False)
 
@@ -173,27 +183,54 @@ def network_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _segment_all(
-    networks: Networks, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, several: bool
+    networks: Networks, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, place: Place
 ) -> list[Failure]:
-    failures: list[Failure] = []
-    notices = _notices(networks)
+    several = len(jobs) > 1 or place.folder is not None
+    batch = Batch(
+        folder=place.folder,
+        journal=place.journal,
+        weights=networks[0].source.sha256 if networks[0].source else "",
+        options=options_of(networks, settings) if place.folder is not None else "",
+        overwrite=request.overwrite,
+        retry_failed=request.batch.retry_failed,
+        alone=not several,
+        mirror=place.mirror,
+    )
     with progress_on(talk) as progress:
-        for job in jobs:
-            teller = _Teller(job.source.name, talk, notices)
-            try:
-                if several and is_done(job, networks[0], settings, ensemble=networks[1:]):
-                    _report_skipped(job, settings, talk, request.json)
-                    continue
-                with folder_of(job.target):
-                    outcome = _one(networks, job, settings, progress, teller)
-            except HybridError as error:
-                failures.append((job, error))
-                tell_failure(failures[-1], talk, several, request.json)
-            else:
-                _report(outcome, talk, request.json, teller.told)
+        bar = progress.add_task("scans", total=len(jobs), visible=several)
+
+        def tell_of(made: Made) -> None:
+            outcome, told = made.report
+            _report(outcome, talk, request.json, told)
+
+        watcher = ScanWatcher(talk, request.json, several, progress, bar, tell_of, _notices(networks))
+        items = items_of(jobs, request.inputs, settings)
+        failures = run_batch(items, _engine(networks, settings, request, several), batch, watcher)
     if len(failures) < len(jobs):
         talk.print(f"{RESEARCH_USE}.", style="dim")
-    return failures
+    return [(item.work, error) for item, error in failures]
+
+
+def _engine(networks: Networks, settings: FileSettings, request: Request, several: bool) -> Engine:
+    if request.batch.engine == "local":
+        return Local(SegmentWorker(networks, settings, several))
+    import torch
+
+    from hybrid.batch_ray import OnRay
+
+    found = [network.source for network in networks if network.source is not None]
+    asked = (request.source, *request.ensemble)
+    recipe = SegmentRecipe(
+        sources=tuple(portable_source(*pair) for pair in zip(asked, found, strict=True)),
+        sha256=tuple(source.sha256 for source in found),
+        device=request.device,
+        precision=request.precision,
+        threads=torch.get_num_threads(),
+        settings=settings,
+        resume=several,
+        options=network_options(request.options),
+    )
+    return OnRay(recipe, request.batch, threads=recipe.threads, device=request.device)
 
 
 def _plan_all(
@@ -215,7 +252,10 @@ def _plan_all(
             failures.append((job, error))
             tell_failure(failures[-1], talk, several, request.json)
             continue
-        _Teller(job.source.name, talk, notices).warn((*volume.warnings, *doubts(volume, protocol, way)))
+        while notices:
+            talk.print(notices.pop(0), style="dim")
+        for doubt in (*volume.warnings, *doubts(volume, protocol, way)):
+            talk.print(f"{job.source.name}: {doubt}", style="yellow")
         seconds = seconds or sum(seconds_per_window(network, plan) for network in networks)
         # The scan, what the network sees of it, the label map there and on the scan's grid, and the windows.
         memory = volume.values.nbytes + 4 * volume.values.shape[0] * _voxels(way.model.shape)
@@ -232,70 +272,9 @@ def _plan_all(
     return failures
 
 
-@dataclass
-class _Teller:
-    """Tells people what a scan is in for: before the network runs, and how long it takes once that can be known.
-
-    Attributes:
-        name: The scan's.
-        talk: Where to.
-        notices: Of the weights, which are told with the first scan and then gone.
-        told: What was doubtful before the network ran.
-        seen: When the first window was done, of many.
-    """
-
-    name: str
-    talk: Console
-    notices: list[str]
-    told: list[str] = field(default_factory=list)
-    seen: float | None = None
-
-    def warn(self, doubtful: Sequence[str]) -> None:
-        """Notices and doubts."""
-        while self.notices:
-            self.talk.print(self.notices.pop(0), style="dim")
-        for doubt in doubtful:
-            self.talk.print(f"{self.name}: {doubt}", style="yellow")
-        self.told.extend(doubtful)
-
-    def begin(self, way: Preparation, plan: WindowPlan, doubtful: Sequence[str]) -> None:
-        """As `warn`, and what a long run is made of."""
-        self.warn(doubtful)
-        if plan.tiles.count * plan.views >= MANY_WINDOWS:
-            self.talk.print(f"{self.name}: {way.describe()}; {plan.describe()}", style="dim")
-
-    def progress(self, done: int, total: int) -> None:
-        """How long it takes by the second window, since the first warms up; bars tell it themselves."""
-        if total < MANY_WINDOWS or self.talk.is_terminal or done > 2:
-            return
-        if self.seen is not None:
-            self.talk.print(f"{self.name}: about {format_duration((time.perf_counter() - self.seen) * total)}", style="dim")
-        self.seen = time.perf_counter()
-
-
 def _notices(networks: Networks) -> list[str]:
     """What users should be told of the weights, each once."""
     return list(dict.fromkeys(network.source.notice for network in networks if network.source and network.source.notice))
-
-
-def _one(networks: Networks, job: Job, settings: FileSettings, progress: Progress, teller: _Teller) -> Outcome:
-    task = progress.add_task(job.source.name, total=None)
-
-    def on_progress(done: int, total: int) -> None:
-        progress.update(task, completed=done, total=total)
-        teller.progress(done, total)
-
-    try:
-        return segment_file(
-            networks[0],
-            job,
-            settings,
-            ensemble=networks[1:],
-            on_start=teller.begin,
-            on_progress=on_progress,
-        )
-    finally:
-        progress.remove_task(task)
 
 
 def _report(outcome: Outcome, talk: Console, as_json: bool, told: Sequence[str]) -> None:
@@ -321,14 +300,6 @@ def _report(outcome: Outcome, talk: Console, as_json: bool, told: Sequence[str])
     for note in outcome.notes:
         if note not in told:
             talk.print(f"  note: {note}", style="yellow")
-
-
-def _report_skipped(job: Job, settings: FileSettings, talk: Console, as_json: bool) -> None:
-    label_map = planned_outputs(job, settings)[0]
-    if as_json:
-        results().out(json.dumps({"input": str(job.source), "skipped": str(label_map)}, ensure_ascii=False))
-    else:
-        talk.print(f"{label_map}  is there already, of the same scan, network and settings: skipped")
 
 
 def _voxels(shape: tuple[int, ...]) -> int:

@@ -45,7 +45,14 @@ _GROUPS = (0x0008, 0x0010, 0x0012, 0x0020, 0x0028)
 
 @quiet()
 def write_seg(
-    path: str | Path, labels: np.ndarray, volume: Volume, structures: Sequence[Structure], *, algorithm: str, version: str
+    path: str | Path,
+    labels: np.ndarray,
+    volume: Volume,
+    structures: Sequence[Structure],
+    *,
+    algorithm: str,
+    version: str,
+    by_hand: bool = False,
 ) -> Path:
     """Write a label map as a DICOM SEG that refers to its series, and read it back before it takes its place.
 
@@ -60,6 +67,7 @@ def write_seg(
         structures: What the numbers mean; every number in the map must be one of them.
         algorithm: Name of the network.
         version: Its version, such as the beginning of its weights' hash.
+        by_hand: Whether somebody corrected what the network made: the segments are then called semi-automatic.
 
     Raises:
         RequestError: The scan is no DICOM series, or the labels are not on its grid.
@@ -73,7 +81,7 @@ def write_seg(
         raise OutputError(fault, hint=INSTEAD)
     try:
         with replacing(path) as part:
-            _segmentation(numbered, frames, volume, structures, (algorithm, version)).save_as(part)
+            _segmentation(numbered, frames, volume, structures, (algorithm, version), by_hand).save_as(part)
             _check(part, numbered, frames, structures)
     except UNREADABLE as error:
         # What highdicom says is not passed on, since it may quote the patient's tags.
@@ -154,7 +162,12 @@ def _numbered(labels: np.ndarray, volume: Volume, structures: Sequence[Structure
 
 
 def _segmentation(
-    numbered: np.ndarray, frames: Sequence[Frame], volume: Volume, structures: Sequence[Structure], made_by: tuple[str, str]
+    numbered: np.ndarray,
+    frames: Sequence[Frame],
+    volume: Volume,
+    structures: Sequence[Structure],
+    made_by: tuple[str, str],
+    by_hand: bool,
 ) -> highdicom.seg.Segmentation:
     import highdicom
 
@@ -167,7 +180,7 @@ def _segmentation(
         source_images=_sources(frames, volume),
         pixel_array=numbered,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(at, one, algorithm, version) for at, one in enumerate(ordered, 1)],
+        segment_descriptions=[_description(at, one, algorithm, version, by_hand) for at, one in enumerate(ordered, 1)],
         series_instance_uid=highdicom.UID(),
         series_number=1000 + max(0, int(number(frames[0].header, "SeriesNumber") or 0)) % 1_000_000,
         sop_instance_uid=highdicom.UID(),
@@ -247,7 +260,7 @@ def _refer_to_frames(segmentation: Dataset, frames: Sequence[Frame]) -> None:
     segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence = references
 
 
-def _description(at: int, structure: Structure, algorithm: str, version: str) -> highdicom.seg.SegmentDescription:
+def _description(at: int, structure: Structure, algorithm: str, version: str, by_hand: bool) -> highdicom.seg.SegmentDescription:
     import highdicom
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code as Coded
@@ -258,7 +271,7 @@ def _description(at: int, structure: Structure, algorithm: str, version: str) ->
         segment_label=structure.name[:_LONG_STRING],
         segmented_property_category=Coded(structure.category.value, structure.category.scheme, structure.category.meaning),
         segmented_property_type=_known(structure) or Coded(kind.value, kind.scheme, kind.meaning),
-        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues["SEMIAUTOMATIC" if by_hand else "AUTOMATIC"],
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
             name=algorithm, version=version, family=codes.DCM.ArtificialIntelligence
         ),

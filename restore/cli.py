@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,7 +14,9 @@ from restore.cli_compare import compare
 from restore.cli_interpolate import interpolate
 from restore.cli_models import models
 from restore.cli_train import train
-from restore.tasks import DEBLUR, DEJPEG, DENOISE, SR, Command
+from restore.tasks import DEBLUR, DEJPEG, DENOISE, FACE, SR, Command
+
+DetectorName = Literal["yunet", "cascade"]
 
 app = typer.Typer(
     name="restore",
@@ -53,11 +56,17 @@ def sr(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     ensemble: options.Ensemble = False,
+    threads: options.Threads = None,
+    engine: options.Engine = "local",
+    workers: options.Workers = None,
+    address: options.Address = None,
+    retry_failed: options.RetryFailed = False,
     plan: options.Plan = False,
     json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Enlarge pictures: colour depth, alpha, profile and metadata stay as they are."""
+    from hybrid.batch_options import BatchOptions
     from restore.cli_road import Request
     from restore.cli_sr import Enlargement, run
     from restore.final_size import asked_size
@@ -82,6 +91,7 @@ def sr(
             plan_only=plan,
             json=json,
             quiet=quiet,
+            batch=BatchOptions(engine, workers, address, threads, retry_failed),
         ),
         Enlargement(network_scale if network_scale is not None or weights is not None or final is not None else 4, final),
     )
@@ -108,10 +118,16 @@ def _same_size(command: Command) -> Callable[..., None]:
         device: options.Device = "auto",
         precision: options.Precision = "auto",
         ensemble: options.Ensemble = False,
+        threads: options.Threads = None,
+        engine: options.Engine = "local",
+        workers: options.Workers = None,
+        address: options.Address = None,
+        retry_failed: options.RetryFailed = False,
         plan: options.Plan = False,
         json: options.AsJson = False,
         quiet: options.Quiet = False,
     ) -> None:
+        from hybrid.batch_options import BatchOptions
         from restore.cli_road import Request
         from restore.cli_same_size import asked_main, run
         from restore.one_output import Selection
@@ -136,6 +152,7 @@ def _same_size(command: Command) -> Callable[..., None]:
                 json=json,
                 quiet=quiet,
                 selection=Selection(asked_main(select), outputs, uncertainty),
+                batch=BatchOptions(engine, workers, address, threads, retry_failed),
             )
         )
 
@@ -148,6 +165,86 @@ for _command, _help in (
     (DEJPEG, "Remove the blocks and halos that JPEG leaves; size, alpha, profile and metadata stay as they are."),
 ):
     app.command(_command.name, help=_help)(_same_size(_command))
+
+
+@app.command()
+def face(
+    inputs: options.Inputs,
+    model: Annotated[str | None, typer.Option(help="A name from `restore models list`.")] = FACE.model,
+    weights: options.Weights = None,
+    detector: Annotated[DetectorName, typer.Option(help="yunet, or cascade: frontal faces, and many false ones.")] = "yunet",
+    threshold: Annotated[float, typer.Option(help="Least score of a face, up to 1: lower finds more, and false ones.")] = 0.9,
+    boxes: Annotated[
+        Path | None, typer.Option(help="JSON file of known faces, boxes or boxes with landmarks; or a record of this command.")
+    ] = None,
+    aligned: Annotated[
+        bool, typer.Option("--aligned", help="Inputs are aligned faces and nothing else; results have the network's size.")
+    ] = False,
+    only: Annotated[str | None, typer.Option(help="Numbers of the faces to restore, such as 1,3; --plan shows them.")] = None,
+    fidelity: Annotated[float, typer.Option(help="Part of the input in restored faces: 0 is the network, 1 the input.")] = 0.0,
+    match_colour: Annotated[
+        bool, typer.Option("--match-colour", help="Give restored faces the colours and the contrast of the input.")
+    ] = False,
+    scale: Annotated[float, typer.Option(help="Enlargement of the whole picture, from 1.")] = 1.0,
+    background: Annotated[
+        str | None, typer.Option(help="Super-resolution network for what is no face, name or file; without it, bicubic.")
+    ] = None,
+    save_faces: Annotated[Path | None, typer.Option(help="Folder for the aligned faces, before and after, as PNG.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="PNG with each face before and after; of many pictures, a folder of them.")
+    ] = None,
+    output: options.Output = None,
+    format: options.Format = None,
+    quality: options.Quality = 95,
+    lossless: options.Lossless = False,
+    overwrite: options.Overwrite = False,
+    max_pixels: options.MaxPixels = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    plan: Annotated[bool, typer.Option("--plan", help="Print the faces that are found, and write nothing.")] = False,
+    json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Restore the faces of pictures: found, aligned, restored, put back. Details are invented.
+
+    All else stays as it is, or is enlarged by --scale. A picture without a face is written too, and it is said.
+    """
+    from restore.cli_face import FaceRequest, asked_numbers, run
+    from restore.face_files import FaceRun
+    from restore.face_restoration import FaceSettings
+    from restore.images import MAX_PIXELS, SaveOptions
+
+    settings = FaceSettings(
+        detector=detector,
+        threshold=threshold,
+        only=asked_numbers(only),
+        fidelity=fidelity,
+        match_colour=match_colour,
+    )
+    run(
+        FaceRequest(
+            inputs=tuple(inputs),
+            source=FACE.source(model, weights),
+            output=output,
+            run=FaceRun(
+                settings=settings,
+                aligned=aligned,
+                scale=scale,
+                save=SaveOptions(format=format, quality=quality, lossless=lossless),
+                overwrite=overwrite,
+                max_pixels=max_pixels or MAX_PIXELS,
+                faces=save_faces,
+            ),
+            background=background,
+            boxes=boxes,
+            sheet=sheet,
+            device=device,
+            precision=precision,
+            plan_only=plan,
+            json=json,
+            quiet=quiet,
+        )
+    )
 
 
 @app.command()

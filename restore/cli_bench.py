@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from restore.evaluation import Benchmark, BenchmarkPlan, Method, Picture
 
 
-Task = Literal["super-resolution", "deblurring", "denoising", "jpeg"]
+Task = Literal["super-resolution", "deblurring", "denoising", "jpeg", "face"]
 
 
 def bench(
@@ -45,16 +45,19 @@ def bench(
     from rich.progress import Progress
 
     from hybrid.devices import choose_device
+    from restore.cli_bench_faces import bench_faces
     from restore.evaluation import run_benchmark
     from restore.evaluation_report import write_report
 
     chosen = task or _task_of(sets[0], scale, sigma, quality)
     _check_levels(chosen, scale, sigma, quality)
     choose_device(device)  # one that is not there is an error, and no reason to skip every row
+    if chosen == "face":
+        raise typer.Exit(bench_faces(sets, model, data, output, device, precision, quiet))
     if chosen == "super-resolution":
-        plan = _plan_super_resolution(sets, model, scale or 4, data, device, precision)
+        plan = enlargement_plan(sets, model, scale or 4, data, device, precision)
     else:
-        plan = _plan_restoration(chosen, sets, model, [*(sigma or ()), *(quality or ())], data, device, precision)
+        plan = same_size_plan(chosen, sets, model, [*(sigma or ()), *(quality or ())], data, device, precision)
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
         bar = progress.add_task("pictures", total=plan.runs)
         result = run_benchmark(plan, output=output, on_progress=lambda done, _: progress.update(bar, completed=done))
@@ -95,9 +98,10 @@ def _check_levels(task: Task, scale: int | None, sigma: list[float] | None, qual
         raise RequestError("--sigma must be above 0, and --quality from 1 to 100.")
 
 
-def _plan_super_resolution(
+def enlargement_plan(
     sets: list[str], model: list[str], scale: int, data: Path | None, device: str, precision: str
 ) -> BenchmarkPlan:
+    """The plan of a benchmark of super-resolution, from names of sets and of models or classical methods."""
     from data_specs import folder_spec, load_spec
     from restore.evaluation_sr import plan_super_resolution
 
@@ -106,7 +110,7 @@ def _plan_super_resolution(
     return plan_super_resolution(specs, methods, scale=scale, data_dir=data)
 
 
-def _plan_restoration(
+def same_size_plan(
     task: Literal["deblurring", "denoising", "jpeg"],
     sets: list[str],
     model: list[str],
@@ -115,6 +119,7 @@ def _plan_restoration(
     device: str,
     precision: str,
 ) -> BenchmarkPlan:
+    """The plan of a benchmark at the picture's own size; no `levels`: those of each set."""
     from data_specs import RestorationSpec, folder_restoration_spec, load_spec
     from restore.baselines import baseline
     from restore.evaluation_networks import network_method

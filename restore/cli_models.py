@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 from restore.models_app import ModelsOf, models_app
 
 if TYPE_CHECKING:
-    from hybrid.catalogue import Catalogue
+    from pathlib import Path
+
+    from hybrid.catalogue import Catalogue, Entry
     from hybrid.families import Family
     from hybrid.weights import Resolved
     from restore.models.base import RestorationNetwork
+
+HELPERS = ("detection", "metric")
+"""Tasks of the catalogue whose networks find or judge pictures, and are no families of their own."""
 
 
 class Pictures(ModelsOf):
@@ -30,9 +35,19 @@ class Pictures(ModelsOf):
         return find_weights(source, scale)[0]
 
     def build(self, found: Resolved) -> RestorationNetwork:
+        from hybrid.errors import RequestError
         from restore.loading import build
 
+        if found.entry is not None and found.entry.task in HELPERS:
+            raise RequestError(
+                f"{found.entry.name} restores no picture: {found.entry.summary}",
+                hint="`restore models list` and `restore models verify` tell the rest.",
+            )
         return build(found, scale=found.scale, device="cpu")
+
+    def check_fits(self, file: Path, entry: Entry, scale: int) -> None:
+        if entry.task not in HELPERS:
+            super().check_fits(file, entry, scale)
 
     def family(self, name: str) -> Family[Any]:
         from restore.models import family

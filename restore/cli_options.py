@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from hybrid.batch_options import Address, Engine, RetryFailed, Threads, Workers
 from restore.tasks import BEST_IN_WORDS
+
+__all__ = ["Address", "Engine", "RetryFailed", "Threads", "Workers"]  # of every command that takes many inputs
 
 FormatName = Literal["png", "jpeg", "tiff", "webp", "avif"]
 PrecisionName = Literal["auto", "float32", "bf16", "fp16"]

@@ -1,44 +1,37 @@
-"""The road that the commands for pictures share: load a network, run or plan each picture, tell what came of it."""
+"""The road that the commands for pictures share: what they ask, the checks before any work, the network.
+
+`restore.cli_batch` goes on from there.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from rich.progress import Progress
 
-from hybrid.console import folder_of, messages, progress_on, results
+from hybrid.batch_options import BatchOptions
+from hybrid.batch_place import Place
+from hybrid.console import progress_on
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, RequestError, ResourceError, WeightsError
 from hybrid.memory import parse_size
+from hybrid.remote import Mirror
 from hybrid.weights import Resolved, Store, resolve
+from restore.batch import settings_of
+from restore.cli_report import Failure, raise_failures, tell
 from restore.ensemble import SelfEnsemble
 from restore.images import SaveOptions, probe
 from restore.inputs import Job, check_format, check_name, keep_inputs, plan_jobs, shown
 from restore.loading import build, catalogue, find_weights
 from restore.models.base import RestorationNetwork
-from restore.one_output import Selection, as_asked
+from restore.one_output import Selection
 from restore.planes import check_channels
-from restore.restoration import (
-    Outcome,
-    RunSettings,
-    check_size,
-    check_target,
-    describe_plan,
-    expected_seconds,
-    plan_file,
-    restore_file,
-    result_size,
-    seconds_per_pixel,
-)
+from restore.restoration import RunSettings, check_size, check_target
 from restore.tasks import Command
 
-Failure = tuple[Job, HybridError]
 Loaded = tuple[RestorationNetwork, str | None]
 
 
@@ -49,6 +42,7 @@ class Request:
     Attributes:
         command: The command.
         selection: What becomes of several outputs; its map stands for the file or the folder of maps.
+        batch: How many pictures are run.
     """
 
     command: Command
@@ -69,6 +63,7 @@ class Request:
     json: bool
     quiet: bool
     selection: Selection = field(default_factory=Selection)
+    batch: BatchOptions = field(default_factory=BatchOptions)
 
     def settings(self) -> RunSettings:
         """The settings that hold for every picture.
@@ -96,13 +91,20 @@ class Request:
             self.command.check_entry(catalogue().entry(self.source))
 
 
-def check_inputs(request: Request, settings: RunSettings) -> list[Job]:
+def check_inputs(request: Request, settings: RunSettings, mirror: Mirror | None = None) -> list[Job]:
     """The inputs, with outputs that are not named in full yet. Paths are checked before weights are looked for: a wrong
-    path, or an output that is there, should not cost a download."""
+    path, or an output that is there, should not cost a download.
+
+    Raises:
+        HybridError: One is wrong.
+    """
+    if mirror is not None and request.plan_only:
+        raise RequestError("Plans are made of pictures of this machine.", hint="Leave --plan out, or fetch the pictures first.")
     check_format(request.output, request.format)
     inputs = plan_jobs(list(request.inputs), request.output, tag="", format=request.format)
     if len(inputs) == 1:
         check_name(inputs[0])
+    if len(inputs) == 1 and (mirror is None or mirror.address(inputs[0].source) is None):
         check_size(probe(inputs[0].source), inputs[0].target, settings)
     return inputs
 
@@ -121,13 +123,14 @@ def name_outputs(request: Request, tag: str) -> list[Job]:
     return jobs
 
 
-def check_targets(jobs: list[Job], settings: RunSettings, talk: Console, *, outputs: int = 1) -> None:
+def check_targets(jobs: list[Job], settings: RunSettings, talk: Console, *, outputs: int = 1, place: Place) -> None:
     """Stop here if no result at all could be written; where one could, each picture's turn says what is in its way."""
     keep_apart(jobs, settings, outputs)
     failures: list[Failure] = []
     for job in jobs:
         try:
-            _check_target(job, settings, outputs)
+            if not place.knows(job.target):
+                check_target_of(job, settings, outputs)
         except HybridError as error:
             failures.append((job, error))
         else:
@@ -145,7 +148,7 @@ def keep_apart(jobs: list[Job], settings: RunSettings, outputs: int) -> None:
     """
     seen: dict[Path, Path] = {job.target: job.source for job in jobs}
     for job in jobs:
-        beside = _settings_of(job, settings).selection.beside(job.target, outputs)
+        beside = settings_of(job, settings).selection.beside(job.target, outputs)
         keep_inputs([*jobs, *(Job(job.source, path) for path in beside)])
         for path in beside:
             if seen.setdefault(path, job.source) != job.source or path == job.target:
@@ -155,68 +158,6 @@ def keep_apart(jobs: list[Job], settings: RunSettings, outputs: int) -> None:
                 )
 
 
-def work(request: Request, settings: RunSettings, loaded: Loaded, jobs: list[Job], talk: Console, *, many: bool) -> list[Failure]:
-    """Run, or plan, every picture; returns those that failed."""
-    network, stand_in = loaded
-    if request.plan_only:
-        return _plan_all(network, jobs, settings, talk, request.json, many=many)
-    return _restore_all(network, jobs, settings, (stand_in,) if stand_in else (), talk, request.json, many=many)
-
-
-def _restore_all(
-    network: RestorationNetwork,
-    jobs: list[Job],
-    settings: RunSettings,
-    notes: tuple[str, ...],
-    talk: Console,
-    as_json: bool,
-    *,
-    many: bool,
-) -> list[Failure]:
-    failures = []
-    with progress_on(talk) as progress:
-        for job in jobs:
-            try:
-                check_name(job)
-                with _folders_of(job):
-                    outcome = _one(network, job, _settings_of(job, settings), notes, progress, talk)
-            except HybridError as error:
-                failures.append((job, error))
-                tell(failures[-1], talk, many=many)
-            else:
-                _report(outcome, notes, talk, as_json)
-    return failures
-
-
-def _plan_all(
-    network: RestorationNetwork, jobs: list[Job], settings: RunSettings, talk: Console, as_json: bool, *, many: bool
-) -> list[Failure]:
-    """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
-    out = results()
-    per_pixel = seconds_per_pixel(network)
-    failures = []
-    for job in jobs:
-        try:
-            check_name(job)
-            _check_target(job, settings, network.card.outputs)
-            info = probe(job.source)
-            check_size(info, job.target, settings)
-            asked = _settings_of(job, settings)
-            plan = plan_file(as_asked(network, asked.selection), info, job.target, asked)
-        except HybridError as error:
-            failures.append((job, error))
-            tell(failures[-1], talk, many=many)
-            continue
-        if as_json:
-            facts: dict[str, object] = {"input": str(job.source), "output": str(job.target)}
-            facts |= {"seconds": expected_seconds(plan.tiles, per_pixel), "plan": plan.to_dict()}
-            facts |= {"size": result_size(network.card.scale, info, settings)}
-            out.out(json.dumps(facts, ensure_ascii=False))
-        else:
-            out.out(f"{job.source}: {describe_plan(plan, info, settings, per_pixel)}")
-    return failures
-
-
 def load(request: Request, scales: tuple[int | None, ...], talk: Console) -> Loaded:
     """The network of the first of these scales whose weights, or a stand-in's, can be had, and a line about the stand-in.
 
@@ -224,7 +165,7 @@ def load(request: Request, scales: tuple[int | None, ...], talk: Console) -> Loa
         RequestError: It is for another task, or lacks the outputs that are asked for.
         WeightsError: None can be had.
     """
-    set_threads()  # no more than this process may use, which torch does not ask a container for
+    set_threads(request.batch.threads)  # no more than this process may use, which torch does not ask a container for
     with progress_on(talk) as progress:
         scale, (found, stand_in) = _find(request.source, scales, progress, download=not request.plan_only)
         network = build(found, scale=scale, device=request.device, precision=request.precision)
@@ -273,83 +214,11 @@ def _find_here(source: str | Path, scale: int | None) -> tuple[Resolved, str | N
         raise
 
 
-def _settings_of(job: Job, settings: RunSettings) -> RunSettings:
-    return replace(settings, selection=replace(settings.selection, uncertainty=job.map))
-
-
-def _check_target(job: Job, settings: RunSettings, outputs: int) -> None:
+def check_target_of(job: Job, settings: RunSettings, outputs: int) -> None:
     """Whether the outputs of a picture can be written; a run makes the folders that are missing."""
     if job.target.parent.exists():
-        placed = _settings_of(job if job.map is None or job.map.parent.exists() else replace(job, map=None), settings)
+        placed = settings_of(job if job.map is None or job.map.parent.exists() else replace(job, map=None), settings)
         check_target(job.source, job.target, placed, outputs=outputs)
-
-
-@contextmanager
-def _folders_of(job: Job) -> Iterator[None]:
-    with folder_of(job.target), folder_of(job.map or job.target):
-        yield
-
-
-def _one(
-    network: RestorationNetwork, job: Job, settings: RunSettings, notes: tuple[str, ...], progress: Progress, talk: Console
-) -> Outcome:
-    task = progress.add_task(job.source.name, total=None)
-    try:
-        return restore_file(
-            network,
-            job.source,
-            job.target,
-            settings,
-            notes=notes,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            on_note=lambda note: talk.print(note, style="dim"),
-        )
-    except BaseException as stop:
-        for note in getattr(stop, "__notes__", ()):  # how to go on after Ctrl-C
-            talk.print(note)
-        raise
-    finally:
-        progress.remove_task(task)
-
-
-def _report(outcome: Outcome, notes: tuple[str, ...], talk: Console, as_json: bool) -> None:
-    if as_json:
-        facts = asdict(outcome) | {"input": str(outcome.input), "output": str(outcome.output), "notes": notes + outcome.notes}
-        results().out(json.dumps({key: value for key, value in facts.items() if key != "figures" or value}, ensure_ascii=False))
-        return
-    width, height = outcome.size
-    talk.print(f"{outcome.output}  {width} x {height}, {outcome.seconds:.1f} s")
-    for line in (*_several(outcome), *(f"note: {note}" for note in outcome.notes)):
-        talk.print(f"  {line}", style="dim")
-
-
-def _several(outcome: Outcome) -> Iterator[str]:
-    """What is to be said of several outputs."""
-    figures = outcome.figures
-    if not figures:
-        return
-    main, criterion = figures["main"], figures.get("criterion")
-    by = f", the best by {criterion}" if figures.get("selected") == "best" else ""
-    yield f"the mean of {figures['outputs']} outputs" if main == "mean" else f"output {main} of {figures['outputs']}{by}"
-    if isinstance(candidates := figures.get("candidates"), dict):
-        yield f"candidates: {', '.join(candidates)}"
-    if isinstance(scale := figures.get("uncertainty"), dict):
-        yield f"{scale['file']}: white is a standard deviation of {scale['white']:.2g} of the range, the mean {scale['mean']:.2g}"
-
-
-def tell(failure: Failure, talk: Console, *, many: bool) -> None:
-    """Say at once why one of several pictures failed, quiet or not; of a single one the command's own error tells."""
-    job, error = failure
-    if many:
-        (messages(quiet=False) if talk.quiet else talk).print(f"failed: {shown(job.source)}: {error}", style="red")
-
-
-def raise_failures(failures: list[Failure], count: int) -> None:
-    if failures and count == 1:
-        raise failures[0][1]
-    if failures:
-        names = "; ".join(shown(job.source) for job, _ in failures[:10]) + (" and more" if len(failures) > 10 else "")
-        raise HybridError(f"{len(failures)} of {count} pictures failed: {names}.", hint="The reasons stand above.")
 
 
 def _tile(text: str) -> Literal["auto"] | int | None:

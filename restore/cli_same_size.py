@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from hybrid.batch_place import open_place, output_folder
 from hybrid.console import messages
 from hybrid.errors import RequestError
-from restore.cli_road import Request, check_inputs, check_targets, load, name_outputs, raise_failures, work
+from hybrid.remote import Mirror, localised
+from restore.cli_batch import work
+from restore.cli_report import raise_failures
+from restore.cli_road import Request, check_inputs, check_targets, load, name_outputs
+from restore.inputs import SUFFIXES
 from restore.one_output import Main
 from restore.passed_over import passed_over
 
@@ -16,18 +23,25 @@ def run(request: Request) -> None:
         HybridError: The request cannot be met at all, or pictures failed: the picture's own error if there was only
             one, else a list of all.
     """
+    with localised(request.inputs, request.output, SUFFIXES) as places:
+        _run(replace(request, inputs=places.inputs, output=places.output), places.mirror)
+
+
+def _run(request: Request, mirror: Mirror | None) -> None:
     settings = request.settings()
     talk = messages(quiet=request.quiet)
-    check_inputs(request, settings)
+    check_inputs(request, settings, mirror)
     request.check_model()
     jobs = name_outputs(request, request.command.tag)
-    check_targets(jobs, settings, talk)
-    loaded = load(request, (None,), talk)
-    check_targets(jobs, settings, talk, outputs=loaded[0].card.outputs)
-    failures = work(request, settings, loaded, jobs, talk, many=len(jobs) > 1)
+    folder = output_folder(request.inputs, request.output, [(job.source, job.target) for job in jobs])
+    with open_place(folder, mirror, retry_failed=request.batch.retry_failed) as place:
+        check_targets(jobs, settings, talk, place=place)
+        loaded = load(request, (None,), talk)
+        check_targets(jobs, settings, talk, outputs=loaded[0].card.outputs, place=place)
+        failures = work(request, settings, loaded, jobs, talk, many=len(jobs) > 1, place=place)
     if passed := passed_over(request.inputs, request.output):
         talk.print(passed)
-    raise_failures(failures, len(jobs))
+    raise_failures(failures, len(jobs), place.path)
 
 
 def asked_main(text: str) -> Main:

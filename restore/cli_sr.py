@@ -8,25 +8,19 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hybrid.batch_place import Place, open_place, output_folder
 from hybrid.console import messages
 from hybrid.devices import choose_device
 from hybrid.errors import HybridError
+from hybrid.remote import Mirror, localised
 from hybrid.weights import Store
 from restore.choice import AUTO, choose_model
-from restore.cli_road import (
-    Failure,
-    Loaded,
-    Request,
-    check_inputs,
-    check_targets,
-    load,
-    name_outputs,
-    raise_failures,
-    work,
-)
+from restore.cli_batch import work
+from restore.cli_report import Failure, raise_failures
+from restore.cli_road import Loaded, Request, check_inputs, check_targets, load, name_outputs
 from restore.final_size import FinalSize, suitable_scales
 from restore.images import probe
-from restore.inputs import Job, shown
+from restore.inputs import SUFFIXES, Job, shown
 from restore.loading import catalogue
 from restore.passed_over import passed_over
 from restore.restoration import RunSettings
@@ -52,29 +46,38 @@ def run(request: Request, asked: Enlargement) -> None:
         HybridError: The request cannot be met at all, or pictures failed: the picture's own error if there was only
             one, else a list of all.
     """
+    with localised(request.inputs, request.output, SUFFIXES) as places:
+        _run(replace(request, inputs=places.inputs, output=places.output), asked, places.mirror)
+
+
+def _run(request: Request, asked: Enlargement, mirror: Mirror | None) -> None:
     settings = replace(request.settings(), final=asked.final)
     talk = messages(quiet=request.quiet)
-    inputs = check_inputs(request, settings)
+    inputs = check_inputs(request, settings, mirror)
     request.check_model()
     if request.source == AUTO:
-        request = replace(request, source=_choose(request, asked, inputs, talk))
+        request = replace(request, source=choose(request, asked, inputs, talk))
+    loaded = None
+    tag = asked.final.tag if asked.final else f"_x{asked.scale}"
     if asked.scale is None and asked.final is None:  # the file of weights tells the scale, and the scale the names
         loaded = load(request, (None,), talk)
-        jobs = name_outputs(request, f"_x{loaded[0].card.scale}")
-        check_targets(jobs, settings, talk)
-        failures = _work(request, asked, settings, loaded, jobs, talk, many=len(jobs) > 1)
-    else:
-        jobs, failures = name_outputs(request, asked.final.tag if asked.final else f"_x{asked.scale}"), []
-        check_targets(jobs, settings, talk)
-        for scales, group in _by_scales(request, asked, jobs).items():
-            failures += _work(request, asked, settings, load(request, scales, talk), group, talk, many=len(jobs) > 1)
+        tag = f"_x{loaded[0].card.scale}"
+    jobs = name_outputs(request, tag)
+    folder = output_folder(request.inputs, request.output, [(job.source, job.target) for job in jobs])
+    with open_place(folder, mirror, retry_failed=request.batch.retry_failed) as place:
+        check_targets(jobs, settings, talk, place=place)
+        failures: list[Failure] = []
+        groups = by_scales(request, asked, jobs) if loaded is None else {(None,): jobs}
+        for scales, group in groups.items():
+            network = loaded or load(request, scales, talk)
+            failures += _work(request, asked, settings, network, group, talk, many=len(jobs) > 1, place=place)
     if passed := passed_over(request.inputs, request.output):
         talk.print(passed)
-    raise_failures(failures, len(jobs))
+    raise_failures(failures, len(jobs), place.path)
 
 
-def _choose(request: Request, asked: Enlargement, inputs: list[Job], talk: Console) -> str:
-    """The model for the largest of the pictures; of those that can be read, the others being told of in their turn."""
+def choose(request: Request, asked: Enlargement, inputs: list[Job], talk: Console) -> str:
+    """The name of the model for the largest of the pictures that can be read; the others are told of in their turn."""
     known, store, device = catalogue(), Store.from_environment(), choose_device(request.device).type
     largest, wanted = 1, float(asked.scale or 1)
     for job in inputs:
@@ -87,7 +90,7 @@ def _choose(request: Request, asked: Enlargement, inputs: list[Job], talk: Conso
     return choice.name
 
 
-def _by_scales(request: Request, asked: Enlargement, jobs: list[Job]) -> dict[tuple[int | None, ...], list[Job]]:
+def by_scales(request: Request, asked: Enlargement, jobs: list[Job]) -> dict[tuple[int | None, ...], list[Job]]:
     """Pictures by the scales of the network that lead to their final size, best first; a file has its one scale."""
     if isinstance(request.source, Path) or request.source.lower() not in catalogue():
         return {(None,): jobs}
@@ -119,13 +122,19 @@ def _work(
     talk: Console,
     *,
     many: bool,
+    place: Place,
 ) -> list[Failure]:
     scale = loaded[0].card.scale
+    settings = settings_at(scale, asked, settings)
     if asked.scale is not None and asked.scale != scale:
-        settings = replace(settings, final=FinalSize(asked.scale))
         talk.print(
             f"{shown(Path(request.source))} has no network for scale {asked.scale}: the one for scale {scale} "
             f"runs, and its result is resized.",
             style="yellow",
         )
-    return work(request, settings, loaded, jobs, talk, many=many)
+    return work(request, settings, loaded, jobs, talk, many=many, place=place)
+
+
+def settings_at(scale: int, asked: Enlargement, settings: RunSettings) -> RunSettings:
+    """The settings for a network of that scale: where another one is asked for, its results are resized."""
+    return settings if asked.scale in (None, scale) else replace(settings, final=FinalSize(asked.scale))

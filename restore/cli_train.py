@@ -14,6 +14,9 @@ def train(
     ],
     data: Annotated[Path, typer.Option(help="Folder of photographs, searched recursively.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for log, checkpoints, weights and record.")],
+    start: Annotated[
+        str | None, typer.Option("--start-from", help="Begin with these weights, a name or a file, in place of the recipe's.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Other number of steps than the recipe's.")] = None,
     devices: Annotated[int, typer.Option(help="Processes, one device each.")] = 1,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -24,12 +27,15 @@ def train(
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
     from hybrid.training import is_first_process
-    from restore.training import load_recipe, run
+    from restore.face_training import FaceRecipe, load_face_recipe, run_faces
+    from restore.training import StartPart, load_recipe, run
     from restore.training_record import write_result
 
-    chosen = load_recipe(recipe)
+    chosen = load_face_recipe(recipe) or load_recipe(recipe)
     if steps is not None:
         chosen = chosen.model_copy(update={"training": chosen.training.model_copy(update={"steps": steps})})
+    if start is not None:
+        chosen = chosen.model_copy(update={"start_from": StartPart(model=start)})
     columns = (*Progress.get_default_columns()[:2], TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet or not is_first_process()) as progress:
         task = progress.add_task(chosen.name, total=chosen.training.steps, figures="")
@@ -38,6 +44,9 @@ def train(
             text = f"step {done}  " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if k != "seconds" and "won_" not in k)
             progress.update(task, completed=done, total=total, figures=text)
 
-        network, facts = run(chosen, data, output, devices=devices, accelerator=accelerator, on_progress=show)
+        if isinstance(chosen, FaceRecipe):
+            network, facts = run_faces(chosen, data, output, devices=devices, accelerator=accelerator, on_progress=show)
+        else:
+            network, facts = run(chosen, data, output, devices=devices, accelerator=accelerator, on_progress=show)
     for path in write_result(network, facts, output, chosen.name):
         typer.echo(str(path))

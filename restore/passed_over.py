@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from hybrid.journal import JOURNAL
 from restore.inputs import SUFFIXES, shown
 
 NAMED = 5
@@ -13,7 +14,7 @@ NAMED = 5
 def passed_over(inputs: Iterable[str], output: Path | None) -> str | None:
     """One line on the files in folders of inputs that are no pictures by their names; None where there are none.
 
-    Hidden files, records of pictures, unfinished results and what lies in the output folder do not count.
+    Hidden files, records of pictures, journals of batches, unfinished results and what lies in the output folder do not count.
     """
     names = [name for text in inputs if Path(text).is_dir() for name in _others(Path(text), output)]
     if not names:
@@ -30,7 +31,7 @@ def _others(folder: Path, output: Path | None) -> list[str]:
         parts = path.relative_to(folder).parts
         own = any(part.startswith(".") for part in parts) or any(part.endswith(".part") for part in parts[:-1])
         record = path.suffix.lower() == ".json" and Path(path.stem).suffix.lower() in SUFFIXES
-        if own or record or path.suffix.lower() in SUFFIXES or not path.is_file():
+        if own or record or path.name == JOURNAL or path.suffix.lower() in SUFFIXES or not path.is_file():
             continue
         if inside is None or inside == folder.resolve() or inside not in path.resolve().parents:
             names.append(shown(Path(*parts)))

@@ -68,16 +68,19 @@ class Command:
             RequestError: It is one; the message names the repair.
         """
         enlarges = any("super-resolution" in task for task in card.tasks)
+        faces, restores_faces = any("face" in task for task in card.tasks), "face restoration" in card.tasks
         if self is SR:
             wrong = not enlarges
+        elif self is FACE:
+            wrong = card.scale != 1 or (faces and not restores_faces)
         else:
-            wrong = card.scale != 1 or card.tasks == ("super-resolution",) or any("face" in task for task in card.tasks)
+            wrong = card.scale != 1 or card.tasks == ("super-resolution",) or faces
         if wrong:
-            fits = " or ".join(f"restore {command.name}" for command in COMMANDS if (command is SR) == enlarges)
-            faces = any("face" in task for task in card.tasks)
+            others = [command for command in COMMANDS if command is not FACE and (command is SR) == enlarges and not faces]
+            fits = " or ".join(f"restore {command.name}" for command in ([FACE] if restores_faces else others))
             raise RequestError(
                 f"{name} is a network for {' or '.join(card.tasks)}, not for {self.against}.",
-                hint="Give another file." if faces else f"Give another file, or use {fits}.",
+                hint=f"Give another file, or use {fits}." if fits else "Give another file.",
             )
 
     def _instead(self, entry: Entry) -> str:
@@ -88,10 +91,11 @@ class Command:
 
 
 SR = Command("sr", ("super-resolution",), "auto", "", "super-resolution")
-DEBLUR = Command("deblur", ("deblurring", "defocus"), None, "_deblurred", "blur")
+DEBLUR = Command("deblur", ("deblurring", "defocus"), "deblur-compact", "_deblurred", "blur")
 DENOISE = Command("denoise", ("denoising",), "denoise-compact", "_denoised", "noise")
 DEJPEG = Command("dejpeg", ("jpeg",), None, "_cleaned", "the traces of JPEG")
-COMMANDS = (SR, DEBLUR, DENOISE, DEJPEG)
+FACE = Command("face", ("face",), None, "_restored", "faces")
+COMMANDS = (SR, DEBLUR, DENOISE, DEJPEG, FACE)
 
 BEST: Literal["agreement", "re-blur"] = "agreement"
 """How the best of several outputs is told, by the name of a criterion of `restore.selection`."""
@@ -109,5 +113,7 @@ IN_WORDS: dict[Task, str] = {
     "defocus": "defocus blur",
     "enhancement": "light and colours",
     "face": "faces",
+    "detection": "finding faces",
+    "metric": "scoring pictures",
 }
 """Tasks of the catalogue as they stand behind "a network for"."""

@@ -25,6 +25,13 @@ SAME_SIZE_CURVE = Curve(
     loss="training loss",
     level=("psnr_input",),
 )
+FACE_CURVE = Curve(
+    figures={"psnr": "averaged weights", "psnr_input": "input"},
+    measure="PSNR in RGB, held-out faces (dB)",
+    loss="training loss",
+    level=("psnr_input",),
+)
+CURVES = {"sr": SR_CURVE, "face": FACE_CURVE}
 
 
 def write_result(network: RestorationNetwork, facts: dict[str, Any], folder: Path, name: str) -> tuple[Path, ...]:
@@ -49,5 +56,5 @@ def write_result(network: RestorationNetwork, facts: dict[str, Any], folder: Pat
     metadata = {"family": network.card.family, "recipe": name, "licence": recipe["licence"]}
     if untold := {key: value for key, value in recipe["network"]["options"].items() if key in kind.options}:
         metadata[OPTIONS] = json.dumps(untold)
-    curve = SR_CURVE if recipe["task"] == "sr" else SAME_SIZE_CURVE
+    curve = CURVES.get(recipe["task"], SAME_SIZE_CURVE)
     return write_training(folder, name, lambda path: write_checkpoint(path, state, metadata, half=True), facts, curve)

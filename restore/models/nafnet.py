@@ -42,6 +42,7 @@ class NAFNetConfig:
         tlc_train_size: Rows and columns of the training crops, for means over windows of one and a half times that size
             in place of the whole picture; None for the whole picture. Not in a file.
         n_heads: Outputs of the last convolution. combine_heads: Whether their pairwise averages are outputs too; not in a file.
+        face_size: Edge of the aligned faces that it was trained on; 0 for a network of any picture. Not in a file.
     """
 
     in_channels: int = 3
@@ -55,6 +56,7 @@ class NAFNetConfig:
     tlc_train_size: tuple[int, int] | None = None
     n_heads: int = 1
     combine_heads: bool = True
+    face_size: int = 0
 
     @property
     def levels(self) -> int:
@@ -152,8 +154,15 @@ def _card(config: NAFNetConfig) -> ModelCard:
         global_context=True,
         activation_floats=round(1.1 * 4.6 * config.width),
         working_floats=5 * STRIP_VALUES,
-        tasks=("deblurring",) if config.encoder_depths == DEBLURRING_DEPTHS else ("denoising",),
+        face_size=config.face_size,
+        tasks=_tasks(config),
     )
+
+
+def _tasks(config: NAFNetConfig) -> tuple[str, ...]:
+    if config.face_size:
+        return ("face restoration",)
+    return ("deblurring",) if config.encoder_depths == DEBLURRING_DEPTHS else ("denoising",)
 
 
 _PARTS = (("encoders.{}.{}.", "encoders.{}.{}."), ("decoders.{}.{}.", "decoders.{}.{}."), ("middle_blks.{}.", "middle.{}."))
@@ -198,7 +207,10 @@ def read_config(state: Mapping[str, Tensor]) -> NAFNetConfig:
 
 
 def build(state: Mapping[str, Tensor], **options: Any) -> NAFNet:
-    """NAFNet for a checkpoint. `options`: `combine_heads`; `tlc_train_size`, an edge or (rows, columns), 0 for global means."""
+    """NAFNet for a checkpoint.
+
+    `options`: `combine_heads`; `face_size`; `tlc_train_size`, an edge or (rows, columns), 0 for global means.
+    """
     if "tlc_train_size" in options:
         size = options["tlc_train_size"]
         options["tlc_train_size"] = (size, size) if isinstance(size, int) and size else tuple(size) if size else None
@@ -210,6 +222,6 @@ FAMILY = Family(
     matches=matches,
     build=build,
     create=lambda **options: NAFNet(NAFNetConfig(**options)),
-    options=("tlc_train_size", "combine_heads"),
+    options=("tlc_train_size", "combine_heads", "face_size"),
     keys=KEYS,
 )

@@ -119,7 +119,13 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
     assert said.code == 1
     assert f"failed: {folder / 'b.png'}: " in said.err and f"failed: {folder / 'sub/c.jpg'}: " in said.err
     assert said.err.splitlines()[-1].startswith(f"error: 2 of 4 pictures failed: {folder / 'b.png'}; {folder / 'sub/c.jpg'}.")
-    assert sorted(files(tmp_path / "album_x4")) == ["a.png", "a.png.json", "d.png", "d.png.json"]  # and no empty folder
+    assert sorted(files(tmp_path / "album_x4")) == [
+        "a.png",
+        "a.png.json",
+        "d.png",
+        "d.png.json",
+        "run.jsonl",
+    ]  # and no empty folder
 
 
 # Requests -------------------------------------------------------------------------------------------------------------

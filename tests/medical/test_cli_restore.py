@@ -149,13 +149,16 @@ def test_a_bad_file_does_not_stop_a_batch_and_a_second_run_goes_on(tmp_path: Pat
         (False, "a.nii.gz"), (True, "bad.nii.gz"), (True, "nan.nii"), (False, "b.nii.gz"),
     ]  # fmt: skip
     assert lines[0]["removed_share"] > 0.05 and lines[0]["storage"] == "int16"
-    made = {"a.nii.gz", "a.nii.gz.json", "sub", "sub/b.nii.gz", "sub/b.nii.gz.json"}
+    made = {"a.nii.gz", "a.nii.gz.json", "sub", "sub/b.nii.gz", "sub/b.nii.gz.json", "run.jsonl"}
     assert set(files(tmp_path / "out")) == made
     times = (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns
     again = restored(folder, "--weights", brighter, "-o", tmp_path / "out", "--no-preview")
     assert again.code == 1 and again.err.count("skipped") == 2
     assert (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns == times
     other = restored(folder, "--weights", brighter, "-o", tmp_path / "out", "--no-preview", "--dtype", "float32")
+    assert other.code == 1 and "skipped" not in other.err and (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns > times
+    (tmp_path / "out" / "run.jsonl").unlink()  # then the records alone tell what is there
+    other = restored(folder, "--weights", brighter, "-o", tmp_path / "out", "--no-preview")
     assert "not of this scan, network and settings" in other.err
 
 
@@ -163,7 +166,7 @@ def test_restored_scans_in_a_folder_are_not_restored_again(tmp_path: Path, brigh
     path = scan(tmp_path / "scans" / "a.nii.gz", values().astype(np.int16))
     assert restored(path, "--weights", brighter, "-q").code == 0
     assert restored(path.parent, "--weights", brighter, "-q", "--no-preview").code == 0
-    assert set(files(tmp_path / "scans_restored")) == {"a.nii.gz", "a.nii.gz.json"}
+    assert set(files(tmp_path / "scans_restored")) == {"a.nii.gz", "a.nii.gz.json", "run.jsonl"}
 
 
 def test_what_is_there_is_kept_unless_told(tmp_path: Path, brighter: Path) -> None:
@@ -221,12 +224,17 @@ def test_a_file_without_protocol_asks_for_one(tmp_path: Path, weights: Path) -> 
     assert said.code == 3 and "the range from 9 to 1 is empty" in said.err
 
 
-def test_a_network_must_be_named_while_none_ships(tmp_path: Path) -> None:
-    said = restored(scan(tmp_path / "a.nii.gz", values().astype(np.int16)))
-    assert (
-        said.code == 2 and "No network that restores scans ships" in said.err and "medical train denoise-mr-compact" in said.err
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+def test_the_shipped_network_takes_noise_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    clean = np.zeros((40, 44, 24))
+    clean[8:30, 10:34] = 400
+    clean[14:22, 18:26] = 800
+    noisy = np.hypot(clean + rng.normal(0, 60, clean.shape), rng.normal(0, 60, clean.shape)).astype(np.float32)
+    said = restored(scan(tmp_path / "a.nii.gz", noisy))
+    assert said.code == 0, said.err
+    made = nib.load(tmp_path / "a_restored.nii.gz").get_fdata()
+    inner = (slice(10, 28), slice(12, 32), slice(2, -2))
+    assert np.abs(made[inner] - clean[inner]).mean() < 0.6 * np.abs(noisy[inner] - clean[inner]).mean()
 
 
 def test_networks_that_restore_none_are_named(tmp_path: Path, weights: Path) -> None:

@@ -104,7 +104,7 @@ def test_a_folder_goes_on_after_a_bad_picture_and_again_after_a_stop(tmp_path: P
     said = run(root, "--weights", weights, "-o", tmp_path / "out", "--no-report")
     assert said.code == 1 and "bad.jpg" in said.err
     assert set(files(tmp_path / "out")) == {
-        "deep", *(f"a{kind}" for kind in KINDS[:3]), *(f"deep/b{kind}" for kind in KINDS[:3]),
+        "deep", "run.jsonl", *(f"a{kind}" for kind in KINDS[:3]), *(f"deep/b{kind}" for kind in KINDS[:3]),
     }  # fmt: skip
     (root / "bad.jpg").unlink()
     assert "skipped" in run(root, "--weights", weights, "-o", tmp_path / "out", "--no-report").err
@@ -121,7 +121,7 @@ def test_pictures_beside_volumes_are_previews(tmp_path: Path, weights: Path) -> 
     write(tmp_path / "in_preview.png")
     said = run(tmp_path, "--weights", weights, "-o", tmp_path / "out", "--no-report")
     assert said.code == 0, said.err
-    assert set(files(tmp_path / "out")) == {"in.nii.gz", "in.labels.json", "in.nii.gz.json"}  # slice by slice
+    assert set(files(tmp_path / "out")) == {"in.nii.gz", "in.labels.json", "in.nii.gz.json", "run.jsonl"}  # slice by slice
     assert nib.load(tmp_path / "out" / "in.nii.gz").shape == (34, 35, 4)
 
 

@@ -413,6 +413,7 @@ def test_a_folder_is_gone_through_once_and_maps_are_no_scans(tmp_path: Path, che
     again = medical("segment", tmp_path / "in", "-o", tmp_path / "out", *folder, "--precision", "float32", "--json")
     assert again.code == 0 and again.out.count('"skipped"') == 2
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files(tmp_path / "out")} == before
+    (tmp_path / "out" / "run.jsonl").unlink()  # which would have them made anew
     other = run(tmp_path / "in", "-o", tmp_path / "out", "--weights", checkpoints["one"], "--no-report")
     assert other.code != 0 and "not of this scan, network and settings" in other.err
     maps = medical("segment", tmp_path / "out", "-o", tmp_path / "third", "--weights", checkpoints["one"], "--plan")

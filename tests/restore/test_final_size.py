@@ -243,7 +243,7 @@ def test_a_folder_gets_one_size_and_a_stand_in_may_run_at_a_larger_scale(folder:
     (folder / "broken.png").write_bytes(b"no picture")
     said = restore("sr", folder, "--model", "hat", "--size", "48x48", "-o", tmp_path / "out")
     assert said.code == 1 and "broken.png" in said.err and "cfsr-compact" in said.err and "in place of hat" in said.err
-    assert sorted(files(tmp_path / "out")) == ["a.png", "a.png.json", "b.png", "b.png.json"]
+    assert sorted(files(tmp_path / "out")) == ["a.png", "a.png.json", "b.png", "b.png.json", "run.jsonl"]
     for name in ("a.png", "b.png"):
         with Image.open(tmp_path / "out" / name) as judge:
             assert judge.size == (48, 48)

@@ -1,0 +1,105 @@
+"""Folders of scans through the commands: resume, changes, privacy of the journal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hybrid.journal import JOURNAL
+from medical.loading import save_model
+from medical.models import family
+from tests.command import Said, files, medical
+from tests.medical.dicom_stubs import pixels, private, series
+from tests.medical.stubs import protocol
+from tests.medical.test_cli_segment import scan
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Swin UNETR that has learnt nothing."""
+    torch.manual_seed(0)
+    network = family("swin_unetr").create(
+        in_channels=1, out_channels=3, feature_size=12, depths=(1, 1), num_heads=(2, 4), window=3
+    )
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_model(path, network, protocol=protocol(patch=(16, 16, 16), mirror=(0,), orientation="LPS"))
+    return path
+
+
+def segment(*arguments: str | Path) -> Said:
+    return medical("segment", *arguments, "--no-report", "--precision", "float32", "--device", "cpu", "--threads", "1")
+
+
+def entries(out: Path) -> dict[str, dict]:
+    return {entry["input"]: entry for entry in map(json.loads, (out / JOURNAL).read_text().splitlines())}
+
+
+def test_a_folder_goes_on_where_it_was(tmp_path: Path, weights: Path) -> None:
+    scan(tmp_path / "in" / "a.nii.gz")
+    second = scan(tmp_path / "in" / "sub" / "b.nii.gz", seed=1)
+    whole = second.read_bytes()
+    second.write_bytes(whole[:2000])
+    out, command = tmp_path / "out", (tmp_path / "in", "-o", tmp_path / "out", "--weights", weights)
+    said = segment(*command)
+    assert said.code == 1 and entries(out)["sub/b.nii.gz"]["status"] == "failed"
+    second.write_bytes(whole)
+    again = segment(*command, "--retry-failed")
+    assert again.code == 0 and "a.nii.gz" not in again.err
+    assert {name: entry["status"] for name, entry in entries(out).items()} == {"a.nii.gz": "done", "sub/b.nii.gz": "done"}
+    before = files(out)
+    assert segment(*command).err.count("skipped") == 2 and files(out) == before
+
+
+def test_other_options_make_all_anew_and_leave_nothing_of_the_old(tmp_path: Path, weights: Path) -> None:
+    scan(tmp_path / "in" / "a.nii.gz")
+    out, command = tmp_path / "out", (tmp_path / "in", "-o", tmp_path / "out", "--weights", weights)
+    assert segment(*command, "--save-probabilities").code == 0 and (out / "a_probabilities.nii.gz").is_file()
+    said = segment(*command)
+    assert said.code == 0 and "skipped" not in said.err and not (out / "a_probabilities.nii.gz").exists()
+    corrected = (out / "a.nii.gz").read_bytes() + b"corrected"
+    (out / "a.nii.gz").write_bytes(corrected)
+    refused = segment(*command)
+    assert refused.code == 6 and "not as this batch wrote it" in refused.err and (out / "a.nii.gz").read_bytes() == corrected
+
+
+def test_a_changed_mask_makes_all_anew(tmp_path: Path, weights: Path) -> None:
+    import nibabel as nib
+
+    path = scan(tmp_path / "in" / "a.nii.gz")
+    image = nib.load(path)
+    command = (tmp_path / "in", "-o", tmp_path / "out", "--weights", weights, "--roi", tmp_path / "mask.nii.gz")
+    for edge, count in ((12, 0), (12, 1), (14, 0)):
+        mask = np.zeros(image.shape, np.uint8)
+        mask[2:edge, 2:12, 2:12] = 1
+        nib.save(nib.Nifti1Image(mask, image.affine), tmp_path / "mask.nii.gz")
+        said = segment(*command)
+        assert said.code == 0 and said.err.count("skipped") == count, said.err
+
+
+def test_the_journal_says_nothing_of_patients(tmp_path: Path, weights: Path) -> None:
+    for name in ("one", "two"):
+        series(tmp_path / "in" / name, pixels(12, 18, 16))
+    broken = sorted((tmp_path / "in" / "two").iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:-500])
+    said = segment(tmp_path / "in", "-o", tmp_path / "out", "--weights", weights)
+    found = entries(tmp_path / "out")
+    assert said.code == 1 and (found["one"]["status"], found["two"]["status"]) == ("done", "failed")
+    text = (tmp_path / "out" / JOURNAL).read_text()
+    assert private(text) == [] and private(said.err + said.out) == [] and str(tmp_path) not in text
+    assert found["two"]["error"] and "/" not in found["two"]["error"]
+
+
+def test_remote_scans(tmp_path: Path, weights: Path) -> None:
+    pytest.importorskip("fsspec", reason="needs fsspec")
+    scan(tmp_path / "in" / "sub" / "a.nii.gz")
+    here = (tmp_path / "in", "-o", tmp_path / "here", "--weights", weights)
+    there = ((tmp_path / "in").as_uri(), "-o", (tmp_path / "there").as_uri(), "--weights", weights)
+    assert segment(*here).code == 0
+    said = segment(*there)
+    assert said.code == 0, said.err
+    assert set(files(tmp_path / "there")) == set(files(tmp_path / "here"))
+    assert (tmp_path / "there/sub/a.nii.gz").read_bytes() == (tmp_path / "here/sub/a.nii.gz").read_bytes()
