@@ -2,9 +2,9 @@
 
     python -m benchmarks.kill_and_resume --scan medical/examples/hippocampus_141.nii.gz
 
-Each trial starts the command in a child process and kills it (SIGKILL) at a random moment of its run. Then every file under a
-final name must be whole, and the same command must finish: all outputs there, equal to those of a run that nobody disturbed,
-one line for each in the journal, and no scraps. Linux; the faults of disks need the right to mount a small file system.
+Each trial starts the command in a child process and kills it (SIGKILL) at a random moment: some time after the journal has a
+random number of lines. Then every file under a final name must be whole, and the same command must finish: all outputs there,
+equal to those of a run that nobody disturbed, one line for each in the journal, and no scraps. Linux; the faults of disks need the right to mount a small file system.
 """
 
 from __future__ import annotations
@@ -38,6 +38,18 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def kill_at(child: int, lines: Path, choice: random.Random, most: int) -> int:
+    """Kill a run a random time after the journal has a random number of lines; returns how it ended."""
+    number, delay = choice.randrange(most), choice.uniform(0, 0.1)
+    while (lines.read_bytes().count(b"\n") if lines.exists() else 0) < number:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            break
+        time.sleep(0.001)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    return wait(child)
+
+
 def kill_trials(title: str, command: tuple[str, ...], inputs: Path, folder: Path, trials: int) -> None:
     """Kill runs at random moments, and go on."""
     whole = folder / "whole"
@@ -48,9 +60,7 @@ def kill_trials(title: str, command: tuple[str, ...], inputs: Path, folder: Path
     for trial in range(trials):
         out = folder / f"trial{trial}"
         child = fork_command([*command, str(inputs), "-o", str(out), *EXACT])
-        time.sleep(random.Random(trial).uniform(0.1, 1) * seconds)
-        os.kill(child, signal.SIGKILL)
-        ended = wait(child)
+        ended = kill_at(child, out / "run.jsonl", random.Random(trial), 2 * len(reference))
         left = results(out) if out.exists() else {}  # fails if one is torn
         assert all(reference[name] == content for name, content in left.items()), "a result differs"
         assert wait(fork_command([*command, str(inputs), "-o", str(out), *EXACT])) == 0, "the resumed run failed"

@@ -80,7 +80,8 @@ def test_a_folder_is_mirrored_with_what_lies_deeper(tmp_path: Path, named: bool)
     output = tmp_path / ("elsewhere/big" if named else "album_x4")
     assert restore("sr", tmp_path / "album", *COMPACT, *(("-o", output) if named else ())).code == 0
     made = {name for name, content in files(output).items() if content is not None}
-    assert made == {f"{name}{end}" for name in ("a.png", "deep/er/b.PNG", "deep/c.tif") for end in ("", ".json")}
+    pictures = {f"{name}{end}" for name in ("a.png", "deep/er/b.PNG", "deep/c.tif") for end in ("", ".json")}
+    assert made == pictures | {"run.jsonl"}
     assert files(tmp_path / "album") == before
 
 
@@ -96,7 +97,7 @@ def test_a_glob_is_taken_and_the_format_changed(tmp_path: Path) -> None:
         save(tmp_path / name, 8, 8)
     said = restore("sr", tmp_path / "*.png", *COMPACT, "-o", tmp_path / "out", "--format", "tiff")
     assert said.code == 0
-    assert sorted(files(tmp_path / "out")) == ["one.tif", "one.tif.json", "two.tif", "two.tif.json"]
+    assert sorted(files(tmp_path / "out")) == ["one.tif", "one.tif.json", "run.jsonl", "two.tif", "two.tif.json"]
     assert tifffile.imread(tmp_path / "out/one.tif").shape == (32, 32, 3)
 
 
