@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from apps.audit import Audit
 from apps.guard import COOKIE, Door, Guard
 from apps.jobs import Jobs
 from apps.login_page import login_page
-from apps.workspace import UPLOADS, Limits, Workspace, Workspaces, workspace_of
+from apps.workspace import UPLOADS, Limits, Workspace, Workspaces, new_root, workspace_of
 from hybrid.errors import HybridError, RequestError
 from hybrid.memory import format_size
 from hybrid.records import DISTRIBUTION
@@ -102,7 +101,7 @@ def make_app(settings: Settings) -> fastapi.FastAPI:
         HybridError: The settings make no sense.
     """
     settings.check()
-    root = Path(tempfile.mkdtemp(prefix="hybrid-app-"))
+    root = new_root()
     os.environ["GRADIO_TEMP_DIR"] = str(root)  # Gradio takes files only from there
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = os.environ["RESTORE_OFFLINE"] = "1"  # nothing that a user does leaves this computer

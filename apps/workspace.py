@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+import psutil
 
 from hybrid.errors import InputError, ResourceError
 from hybrid.memory import format_size
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 SCOPE_KEY = "hybrid.workspace"
 """Under which the server notes a request's workspace in its ASGI scope."""
 UPLOADS = "uploads"
+_PREFIX = "hybrid-app-"
 _LABEL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 
 
@@ -159,6 +163,16 @@ class Workspaces:
     def close(self) -> None:
         """Delete everything."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def new_root() -> Path:
+    """Make a folder for the files of this process, after deleting those that servers left which were killed."""
+    place = Path(tempfile.gettempdir())
+    for folder in place.glob(f"{_PREFIX}*"):
+        number = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if number.isdigit() and not psutil.pid_exists(int(number)) and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)  # of another user it stays: there are no rights
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
 
 
 def workspace_of(request: gr.Request | Any) -> Workspace:

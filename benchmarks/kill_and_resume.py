@@ -4,7 +4,8 @@
 
 Each trial starts the command in a child process and kills it (SIGKILL) at a random moment: some time after the journal has a
 random number of lines. Then every file under a final name must be whole, and the same command must finish: all outputs there,
-equal to those of a run that nobody disturbed, one line for each in the journal, and no scraps. Linux; the faults of disks need the right to mount a small file system.
+equal to those of a run that nobody disturbed, one line for each in the journal, and no scraps. Linux; the faults of disks
+need the right to mount a small file system.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def app() -> Iterator[Served]:
         yield it
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # as long as it is there, its event loop runs in the tests' own thread
 def chromium() -> Iterator[Any]:
     """A browser; tests that need it are skipped, and say so, where it is not installed."""
     playwright = pytest.importorskip("playwright.sync_api", reason=WITHOUT)

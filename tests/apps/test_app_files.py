@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from apps.server import Settings
-from apps.workspace import Limits, Workspace, Workspaces, serve
+from apps.workspace import Limits, Workspace, Workspaces, new_root, serve
 from hybrid.errors import InputError, ResourceError
 from tests.apps.served import Served, Visitor, example, served
 
@@ -172,3 +174,15 @@ def test_everything_goes_when_the_app_ends() -> None:
         root = app.context.workspaces.root
         assert any(root.rglob("a.png"))
     assert not root.exists()
+
+
+def test_what_a_killed_server_left_is_deleted_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    left, living, other = (
+        tmp_path / name for name in (f"hybrid-app-{ended.stdout.strip()}-x", f"hybrid-app-{os.getpid()}-x", "a")
+    )
+    for folder in (left, living, other):
+        folder.mkdir()
+    made = new_root()
+    assert not left.exists() and living.exists() and other.exists() and made.stat().st_mode & 0o777 == 0o700

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,12 @@ from apps.jobs import Cancelled, Done, Jobs, Progress, Report, run_job, watch_jo
 from apps.workspace import Workspace
 
 SOON = 30.0
+
+
+def finish(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run it in a thread of its own: another test's browser may have its event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, coroutine).result(SOON)
 
 
 def test_a_job_tells_its_progress_and_then_its_result() -> None:
@@ -128,7 +137,7 @@ def test_those_who_wait_know_their_place_and_are_served_in_turn() -> None:
                 await asyncio.sleep(0.01)
         await asyncio.gather(*tasks)
 
-    asyncio.run(all_of_them())
+    finish(all_of_them())
     assert order == [0, 1, 2]
     assert [steps[0].before for steps in told] == [0, 1, 2]
 
@@ -146,7 +155,7 @@ def test_who_watches_is_told_at_once_while_the_work_winds_up() -> None:
             async for _ in watch_job(stubborn, cancel):
                 cancel.set()
 
-    asyncio.run(watch())
+    finish(watch())
     assert not ended.is_set()
     held.set()
     *_, last = run_job(lambda report: ended.is_set(), threading.Event())
