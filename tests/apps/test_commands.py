@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from hybrid.checkpoints import read_checkpoint
+from hybrid.memory import parse_size
 from hybrid.records import Record
 from restore.images import read_picture, read_record
 from restore.loading import find_weights
@@ -198,10 +199,10 @@ def test_too_little_memory_is_refused_early_with_the_amount_that_helps(photo: Pa
     before = files(photo.parent)
     said = restore("sr", photo, *COMPACT, "--memory", "1MB", *extra)
     assert said.code == 5 and files(photo.parent) == before
-    asked = re.search(r"Raise --memory by (\d+)MB or more", said.err)
+    asked = re.search(r"Raise --memory by ([\d.]+[MG]B) or more", said.err)
     assert asked is not None
-    enough = f"{1 + int(asked[1]) * 1.2:.0f}MB"  # a little more: the process itself varies
-    assert restore("sr", photo, *COMPACT, "--memory", enough, *extra).code == 0
+    enough = parse_size("1MB") + int(1.2 * parse_size(asked[1]))  # a little more: the process itself varies
+    assert restore("sr", photo, *COMPACT, "--memory", f"{enough // 1000}kB", *extra).code == 0
 
 
 # Weights --------------------------------------------------------------------------------------------------------------

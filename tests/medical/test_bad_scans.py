@@ -96,7 +96,7 @@ def test_the_bound_of_memory_that_is_asked_for_is_enough(tmp_path: Path, weights
     path = scan(tmp_path / "scan.nii.gz", 40, 40, 40)
     said = segment(path, weights, "--memory", "20MB")
     refused(said, 5, "of --memory 20 MB, of which the program itself takes")
-    asked = re.search(r"Give --memory (\w+) or more", said.err)
+    asked = re.search(r"Give --memory ([\d.]+[MG]B) or more", said.err)
     assert asked is not None and segment(path, weights, "--memory", asked[1], "-q").code == 0
 
 
