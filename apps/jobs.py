@@ -13,7 +13,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -23,8 +23,6 @@ from apps.workspace import Workspace
 T = TypeVar("T")
 Report = Callable[[int, int], None]
 
-DEVICE_QUEUE = "device"
-"""The `concurrency_id` of events that use `run_job`, which holds one of Gradio's threads; their `concurrency_limit` is 1."""
 BEAT = 0.2
 """Seconds between two looks at a running job."""
 _threads = ThreadPoolExecutor(64, thread_name_prefix="job")  # all but one of them wait for the device
@@ -130,32 +128,18 @@ class _Run(Generic[T]):
             raise Cancelled
 
 
-def run_job(work: Callable[[Report], T], cancel: threading.Event) -> Iterator[Progress | Done[T]]:
+async def watch_job(work: Callable[[Report], T], cancel: threading.Event) -> AsyncIterator[Progress | Done[T]]:
     """Run work in a thread and tell how far it is, where that changed, and then its result.
 
     Args:
         work: Takes a progress callback ``report(done, total)``, which it calls often: only there can it be cancelled.
-        cancel: Set it and the callback raises `Cancelled` inside the work. Closing this iterator sets it too.
+        cancel: Set it and the callback raises `Cancelled` inside the work; this iterator ends at once, while the work winds
+            up. Closing this iterator sets it too.
 
     Raises:
         Cancelled: It was.
         BaseException: Whatever the work raised.
     """
-    job = _Run(work, cancel)
-    future, shown = _threads.submit(job.run), None
-    try:
-        while wait([future], timeout=BEAT).not_done:
-            if (progress := job.progress()) != shown:
-                shown = progress
-                yield progress
-    finally:
-        if not future.done():
-            cancel.set()
-    yield future.result()
-
-
-async def watch_job(work: Callable[[Report], T], cancel: threading.Event) -> AsyncIterator[Progress | Done[T]]:
-    """As `run_job`, without a thread that waits, and with an end as soon as `cancel` is set, while the work winds up."""
     job = _Run(work, cancel)
     future: Future[Done[T]] = _threads.submit(job.run)
     shown, pause = None, BEAT / 16

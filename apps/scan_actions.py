@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
 from apps import scan_run
-from apps.jobs import Cancelled, Done, Progress, run_job
+from apps.jobs import Report
 from apps.scan_compare import read_reference
 from apps.scan_models import Model
 from apps.scan_reading import ALL_VOLUMES, read, receive, safe_name
@@ -68,36 +67,35 @@ def choose(session: Session, key: str) -> None:
     session.open(read(session.received, key))
 
 
-def segment(
-    session: Session, workspace: Workspace, model: Model, *, device: str, uncertainty: bool, cancel: threading.Event
-) -> Iterator[Progress | Result]:
-    """Segment the open scan: how far it is, then the result, which the session has taken.
+def segmentation(
+    session: Session, workspace: Workspace, model: Model, *, device: str, uncertainty: bool
+) -> Callable[[Report], Result]:
+    """What segments the open scan once it is called with a progress callback; the session takes the result.
+
+    It raises `Cancelled` and whatever goes wrong, and leaves no file then.
 
     Raises:
-        Cancelled: It was.
         HybridError: It cannot be done.
     """
     check(session, model)
     workspace.check_room()
-    folder = session.folder / f"segmented-{secrets.token_hex(4)}"
-    folder.mkdir()
     scan = session.opened
 
-    def work(report: Callable[[int, int], None]) -> Result:
-        return scan_run.run(session, model.entry.name, folder, device=device, uncertainty=uncertainty, report=report)
+    def work(report: Report) -> Result:
+        folder = session.folder / f"segmented-{secrets.token_hex(4)}"
+        folder.mkdir()
+        try:
+            result = scan_run.run(session, model.entry.name, folder, device=device, uncertainty=uncertainty, report=report)
+            report(1, 1)  # who cancelled while the files were written was told that nothing is
+            if session.scan is not scan:
+                raise RequestError("Another scan was opened meanwhile.", hint="Segment it in its turn.")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        session.take(result)
+        return result
 
-    try:
-        for step in run_job(work, cancel):
-            if isinstance(step, Done):
-                if session.scan is not scan:  # another series was opened meanwhile
-                    raise RequestError("Another scan was opened meanwhile.", hint="Segment it in its turn.")
-                session.take(step.result)
-                yield step.result
-            else:
-                yield step
-    except (HybridError, Cancelled, GeneratorExit):  # the last one when the page is closed
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    return work
 
 
 def check(session: Session, model: Model) -> None:

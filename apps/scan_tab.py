@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 
 from apps import scan_actions
-from apps.jobs import DEVICE_QUEUE, Cancelled, Progress
+from apps.running import run_told
 from apps.scan_models import Model, card_html, segmentation_models
 from apps.scan_session import Result, Session, Sessions
 from apps.scan_tables import agreement_html, figures_html, scan_html, titled, uncertainty_html
 from apps.scan_viewer import scan_viewer
-from apps.words import complaint, download_links, progress_bar, said
+from apps.words import complaint, download_links, said
 from apps.workspace import Workspace, workspace_of
 from hybrid.errors import HybridError
 from medical.volumes import stem
@@ -86,42 +87,31 @@ class Handlers:
             return {self.parts.told: said(complaint(error), "failed")}
         return self._opened(session)
 
-    def run(self, token: str, model: str, uncertainty: bool, request: gr.Request) -> Iterator[Updates]:
+    async def run(self, token: str, model: str, uncertainty: bool, request: gr.Request) -> AsyncIterator[Updates]:
         """Segment; progress, then all that comes of it."""
         parts, workspace = self.parts, workspace_of(request)
-        running = {parts.segment: gr.update(interactive=False), parts.cancel: gr.update(interactive=True)}
-        idle = {parts.segment: gr.update(interactive=True), parts.cancel: gr.update(interactive=False)}
-        cancel, outcome = self.context.jobs.start(workspace), "failed"
+        device = self.context.device
         try:
             session = self.session(token, request)
-            yield running | {parts.told: said("Waiting for the network.")}
-            steps = scan_actions.segment(
-                session, workspace, self.models[model], device=self.context.device, uncertainty=uncertainty, cancel=cancel
+            work = await run_in_threadpool(
+                lambda: scan_actions.segmentation(session, workspace, self.models[model], device=device, uncertainty=uncertainty)
             )
-            for step in steps:
-                if isinstance(step, Progress):
-                    words = f"Segmenting, {step.done} of {step.total} windows" if step.total else "Loading the network"
-                    yield {parts.told: progress_bar(step, words)}
-                else:
-                    outcome = "done"
-                    yield idle | self._finished(session, workspace, step)
-        except Cancelled:
-            outcome = "cancelled"
-            yield idle | {parts.told: said("Cancelled; nothing was written.")}
         except HybridError as error:
-            yield idle | {parts.told: said(complaint(error), "failed")}
-        finally:
-            self.context.jobs.end(workspace, cancel)
-            self.context.audit.note(workspace.owner, "segment", model=model, outcome=outcome)
+            self.context.audit.note(workspace.owner, "segment", model=model, outcome="refused")
+            yield {parts.told: said(complaint(error), "failed")}
+            return
+        yield {parts.segment: gr.update(interactive=False), parts.cancel: gr.update(interactive=True)}
+        idle = {parts.segment: gr.update(interactive=True), parts.cancel: gr.update(interactive=False)}
+        async for step in run_told(self.context, workspace, "segment", work, "Segmenting", {"model": model}):
+            if isinstance(step, str):
+                yield {parts.told: step}
+            else:
+                yield await run_in_threadpool(self._finished, session, workspace, step.result)
+        yield idle
 
-    def stop(self, request: gr.Request) -> Updates:
+    def cancel(self, request: gr.Request) -> None:
         """Cancel whatever this user runs."""
         self.context.jobs.cancel(workspace_of(request))
-        return {
-            self.parts.told: said("Cancelled; nothing was written."),
-            self.parts.segment: gr.update(interactive=True),
-            self.parts.cancel: gr.update(interactive=False),
-        }
 
     def compare(self, token: str, path: str | None, request: gr.Request) -> Updates:
         """A mask came, or went."""
@@ -301,11 +291,10 @@ def _connect(handlers: Handlers, parts: Parts, side: _Side, below: _Below) -> No
     side.example.click(handlers.example, None, every, show_progress_on=[parts.told])
     side.choice.input(handlers.chosen, [parts.token, side.choice], every, show_progress_on=[parts.told])
     side.model.input(handlers.card, [side.model], [side.card], **quiet)
-    running = side.segment.click(
-        handlers.run, [parts.token, side.model, side.uncertainty], every,
-        concurrency_id=DEVICE_QUEUE, concurrency_limit=1, show_progress_on=[parts.told],
-    )  # fmt: skip
-    side.cancel.click(handlers.stop, None, [parts.told, side.segment, side.cancel], cancels=[running], **quiet)
+    # "multiple": a click is else lost while the page winds up the run before.
+    asked = [parts.token, side.model, side.uncertainty]
+    side.segment.click(handlers.run, asked, every, concurrency_limit=None, trigger_mode="multiple", show_progress_on=[parts.told])
+    side.cancel.click(handlers.cancel, queue=False, **quiet)
     compared = [parts.agreement, parts.viewer]
     below.mask.upload(handlers.compare, [parts.token, below.mask], compared, show_progress_on=[parts.agreement])
     below.mask.clear(handlers.compare, [parts.token, below.mask], compared, **quiet)

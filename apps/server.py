@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from apps.guard import COOKIE, Door, Guard
 from apps.jobs import Jobs
 from apps.login_page import login_page
 from apps.workspace import UPLOADS, Limits, Workspace, Workspaces, new_root, workspace_of
-from hybrid.errors import HybridError, RequestError
+from hybrid.errors import HybridError, InputError, RequestError
 from hybrid.memory import format_size
 from hybrid.records import DISTRIBUTION
 
@@ -82,6 +83,7 @@ class Settings:
 
         Raises:
             RequestError: It would.
+            InputError: The certificate and the key do not serve.
         """
         if self.accounts is None and not (self.loopback and not self.prefix):
             raise RequestError(
@@ -90,6 +92,8 @@ class Settings:
             )
         if (self.certificate is None) != (self.key is None):
             raise RequestError("HTTPS needs a certificate and its key.", hint="Give both --certificate and --key.")
+        if self.certificate is not None and self.key is not None:
+            _check_certificate(self.certificate, self.key)
         if self.prefix and (not self.prefix.startswith("/") or self.prefix.endswith("/")):
             raise RequestError(f"--root-path {self.prefix} is no path.", hint="Give one such as /imaging.")
 
@@ -178,6 +182,17 @@ def run(settings: Settings, on_start: Callable[[str], None] | None = None) -> No
         Server(config).run()
     finally:
         app.state.context.workspaces.close()
+
+
+def _check_certificate(certificate: Path, key: Path) -> None:
+    """Told before anybody is answered in the clear or not at all."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise InputError(
+            f"{certificate.name} and {key.name} are no certificate and its key in PEM form, or the key asks for a password.",
+            hint="Check the files: a key begins with a line such as -----BEGIN PRIVATE KEY-----, and has no password.",
+        ) from error
 
 
 def _check_address(settings: Settings) -> None:

@@ -93,7 +93,7 @@ class Command:
 SR = Command("sr", ("super-resolution",), "auto", "", "super-resolution")
 DEBLUR = Command("deblur", ("deblurring", "defocus"), "deblur-compact", "_deblurred", "blur")
 DENOISE = Command("denoise", ("denoising",), "denoise-compact", "_denoised", "noise")
-DEJPEG = Command("dejpeg", ("jpeg",), None, "_cleaned", "the traces of JPEG")
+DEJPEG = Command("dejpeg", ("jpeg",), "dejpeg-compact", "_cleaned", "the traces of JPEG")
 FACE = Command("face", ("face",), None, "_restored", "faces")
 COMMANDS = (SR, DEBLUR, DENOISE, DEJPEG, FACE)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -29,21 +30,24 @@ class Served:
     Attributes:
         url: Its address, with a slash at the end.
         context: What its tabs share.
+        certificate: Of HTTPS.
     """
 
     url: str
     context: AppContext
+    certificate: Path | None = None
 
     def visitor(self) -> Visitor:
         """A browser session of its own, without a browser."""
-        return Visitor(self.url)
+        return Visitor(self.url, self.certificate)
 
 
 class Visitor:
     """What a browser sends, sent by hand."""
 
-    def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False)
+    def __init__(self, url: str, certificate: Path | None = None) -> None:
+        trusted = ssl.create_default_context(cafile=certificate) if certificate else True
+        self.http = httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False, verify=trusted)
         self.session = f"test{id(self)}"
 
     def enter(self) -> httpx.Response:
@@ -105,7 +109,15 @@ def served(settings: Settings | None = None) -> Iterator[Served]:
     before = dict(os.environ)  # the folder for files is the process's, and another app may be waiting
     app = make_app(settings)
     server = uvicorn.Server(
-        uvicorn.Config(app, host=settings.host, port=settings.port, log_level="error", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="error",
+            timeout_graceful_shutdown=1,
+            ssl_certfile=settings.certificate,
+            ssl_keyfile=settings.key,
+        )
     )
     thread = threading.Thread(target=server.run, name="app", daemon=True)
     thread.start()
@@ -114,7 +126,7 @@ def served(settings: Settings | None = None) -> Iterator[Served]:
         assert thread.is_alive() and time.monotonic() < deadline, "the app did not start"
         thread.join(0.05)
     try:
-        yield Served(settings.url, app.state.context)
+        yield Served(settings.url, app.state.context, settings.certificate)
     finally:
         server.should_exit = True
         thread.join(PATIENCE)

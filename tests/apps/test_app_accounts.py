@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -163,3 +165,43 @@ class _Piped:
 
     def readline(self) -> str:
         return self.text + "\n"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of this computer that no authority signed, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the test of HTTPS makes its certificate with the command openssl (`apt-get install openssl`)")
+    folder = tmp_path_factory.mktemp("https")
+    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+    new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", *names)
+    subprocess.run([*new, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_with_a_certificate_it_is_https_and_cookies_travel_nowhere_else(certificate: tuple[Path, Path]) -> None:
+    accounts = Accounts({"ann": PasswordHash.of("ann's long password", CHEAP)})
+    with served(Settings(accounts=accounts, certificate=certificate[0], key=certificate[1])) as app:
+        assert app.url.startswith("https://")
+        visitor = app.visitor()
+        cookie = visitor.sign_in("ann", "ann's long password").headers["set-cookie"]
+        assert "Secure" in cookie and visitor.enter().status_code == 200
+        assert visitor.send("a.png", b"x").status_code == 200
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(app.url.replace("https:", "http:"), trust_env=False)
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(app.url, trust_env=False)  # by one who does not trust it
+
+
+def test_files_that_are_no_certificate_are_told_before_serving(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("no certificate")
+    locked = tmp_path / "locked.pem"
+    subprocess.run(
+        ["openssl", "pkey", "-in", certificate[1], "-aes256", "-passout", "pass:word", "-out", locked],
+        check=True,
+        capture_output=True,
+    )
+    for pair in ((tmp_path / "cert.pem", certificate[1]), (certificate[0], locked), (certificate[1], certificate[0])):
+        said = restore("app", "--certificate", pair[0], "--key", pair[1])
+        assert said.code == InputError.exit_code and "no certificate and its key" in said.err, said
+    assert restore("app", "--certificate", certificate[0]).code == RequestError.exit_code

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from apps.jobs import Cancelled, Done, Jobs, Progress, Report, run_job, watch_job
+from apps.jobs import Cancelled, Done, Jobs, Progress, Report, watch_job
 from apps.workspace import Workspace
 
 SOON = 30.0
 
 
-def finish(coroutine: Coroutine[Any, Any, None]) -> None:
+def finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run it in a thread of its own: another test's browser may have its event loop in this one."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, coroutine).result(SOON)
+        return pool.submit(asyncio.run, coroutine).result(SOON)
+
+
+def run(work: Callable[[Report], Any], cancel: threading.Event, told: Callable[[Any], None] = lambda step: None) -> Any:
+    """The result of a job; `told` is called with its steps."""
+
+    async def watch() -> list[Any]:
+        steps = []
+        async for step in watch_job(work, cancel):
+            told(step)
+            steps.append(step)
+        return steps
+
+    last = finish(watch())[-1]
+    assert isinstance(last, Done)
+    return last.result
 
 
 def test_a_job_tells_its_progress_and_then_its_result() -> None:
@@ -31,9 +46,11 @@ def test_a_job_tells_its_progress_and_then_its_result() -> None:
         assert shown.wait(SOON)
         return "result"
 
-    for step in run_job(work, threading.Event()):
+    def tell(step: Any) -> None:
         told.append(step)
         shown.set()
+
+    run(work, threading.Event(), tell)
     assert isinstance(told[0], Progress) and told[0].share == 0.25 and told[0].seconds_left is not None
     assert isinstance(told[-1], Done) and told[-1].result == "result"
 
@@ -43,7 +60,7 @@ def test_the_error_of_the_work_comes_out() -> None:
         raise ValueError("of the work")
 
     with pytest.raises(ValueError, match="of the work"):
-        list(run_job(work, threading.Event()))
+        run(work, threading.Event())
 
 
 def test_cancelling_ends_the_work_at_its_next_report_and_frees_the_device() -> None:
@@ -56,10 +73,9 @@ def test_cancelling_ends_the_work_at_its_next_report_and_frees_the_device() -> N
             cancel.set()
 
     with pytest.raises(Cancelled):
-        list(run_job(endless, cancel))
+        run(endless, cancel)
     assert len(reports) == 2
-    *_, last = run_job(lambda report: "free again", threading.Event())
-    assert isinstance(last, Done) and last.result == "free again"
+    assert run(lambda report: "free again", threading.Event()) == "free again"
 
 
 def test_closing_the_iterator_cancels() -> None:
@@ -73,9 +89,12 @@ def test_closing_the_iterator_cancels() -> None:
             ended.set()
             raise
 
-    steps = run_job(endless, threading.Event())
-    next(steps)
-    steps.close()  # type: ignore[attr-defined]
+    async def look_once() -> None:
+        steps = watch_job(endless, threading.Event())
+        await anext(steps)
+        await steps.aclose()  # type: ignore[attr-defined]
+
+    finish(look_once())
     assert ended.wait(SOON)
 
 
@@ -91,7 +110,7 @@ def test_two_jobs_never_run_at_once() -> None:
         with lock:
             running[0] -= 1
 
-    threads = [threading.Thread(target=lambda: list(run_job(work, threading.Event()))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: run(work, threading.Event())) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -107,13 +126,17 @@ def test_a_waiting_job_can_be_cancelled() -> None:
         while True:
             report(1, 2)
 
-    holder = run_job(endless, first)
-    next(holder)
-    assert started.wait(SOON)
-    second.set()
-    with pytest.raises(Cancelled):
-        list(run_job(lambda report: None, second))
-    holder.close()  # type: ignore[attr-defined]
+    async def wait_behind() -> None:
+        holder = watch_job(endless, first)
+        await anext(holder)
+        assert started.wait(SOON)
+        second.set()
+        with pytest.raises(Cancelled):
+            async for _ in watch_job(lambda report: None, second):
+                pass
+        await holder.aclose()  # type: ignore[attr-defined]
+
+    finish(wait_behind())
 
 
 def test_those_who_wait_know_their_place_and_are_served_in_turn() -> None:
@@ -158,8 +181,7 @@ def test_who_watches_is_told_at_once_while_the_work_winds_up() -> None:
     finish(watch())
     assert not ended.is_set()
     held.set()
-    *_, last = run_job(lambda report: ended.is_set(), threading.Event())
-    assert isinstance(last, Done) and last.result is True
+    assert run(lambda report: ended.is_set(), threading.Event()) is True
 
 
 def test_a_user_cancels_the_own_jobs_alone(tmp_path: Path) -> None:

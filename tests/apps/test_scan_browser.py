@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,31 @@ def test_a_zip_of_dicom_gives_a_seg(scans: Any, tmp_path: Path) -> None:
     segmented(scans)
     seg = pydicom.dcmread(downloaded(scans, "DICOM SEG", tmp_path))
     assert seg.Modality == "SEG" and len(seg.SegmentSequence) == 2 and seg.pixel_array.any()
+
+
+def test_cancel_frees_the_device_and_leaves_nothing(scans: Any, app: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended, folders = threading.Event(), threading.Event(), []
+
+    def endless(session: object, model: str, folder: Path, *, report: Any, **settings: object) -> None:
+        folders.append(folder)
+        begun.set()
+        try:
+            while not ended.wait(0.01):
+                report(1, 2)
+        finally:
+            ended.set()
+
+    scans.locator("#scan-example").click()
+    opened(scans)
+    monkeypatch.setattr("apps.scan_actions.scan_run.run", endless)
+    scans.locator("#scan-segment").click()
+    assert begun.wait(60)
+    scans.locator("#scan-cancel:not([disabled])").click()
+    scans.locator("#scan-told", has_text="Cancelled").wait_for()
+    assert ended.wait(60)
+    monkeypatch.undo()
+    segmented(scans)
+    assert not folders[0].exists()
 
 
 def test_hostile_files_get_a_message_and_the_app_lives_on(scans: Any, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import pydicom
 import pytest
 
 from apps import scan_calls
-from apps.jobs import Cancelled, Progress
-from apps.scan_actions import EXAMPLE, EXAMPLE_MASK, choose, compare, corrected_files, example, segment, take
+from apps.jobs import Cancelled
+from apps.scan_actions import EXAMPLE, EXAMPLE_MASK, choose, compare, corrected_files, example, segmentation, take
 from apps.scan_models import Model, card_html, segmentation_models
 from apps.scan_session import SESSIONS_EACH, Result, Session, Sessions
 from apps.scan_tables import agreement_html, figures_html, titled, uncertainty_html
@@ -41,9 +40,7 @@ def models() -> dict[str, Model]:
 
 
 def finished(session: Session, workspace: Workspace, model: Model, *, uncertainty: bool = False) -> Result:
-    steps = list(segment(session, workspace, model, device="cpu", uncertainty=uncertainty, cancel=threading.Event()))
-    assert isinstance(steps[-1], Result)
-    return steps[-1]
+    return segmentation(session, workspace, model, device="cpu", uncertainty=uncertainty)(lambda done, total: None)
 
 
 def names(files: tuple[Path, ...]) -> set[str]:
@@ -93,14 +90,18 @@ def test_dicom_gives_a_seg_that_names_its_slices(workspace: Workspace, models: d
             assert not private(path.read_text(encoding="utf-8", errors="ignore")), path.name
 
 
-def test_cancel_leaves_nothing_and_frees_the_device(workspace: Workspace, models: dict[str, Model]) -> None:
+@pytest.mark.parametrize("after", [0, 1])
+def test_cancel_leaves_nothing(workspace: Workspace, models: dict[str, Model], after: float) -> None:
     session = take(Sessions(), workspace, [example(EXAMPLE)])
-    before, cancel = sorted(workspace.folder.rglob("*")), threading.Event()
+    before = sorted(workspace.folder.rglob("*"))
+    work = segmentation(session, workspace, models["hippocampus"], device="cpu", uncertainty=True)
+
+    def cancelled(done: int, total: int) -> None:
+        if done >= after * total:
+            raise Cancelled
+
     with pytest.raises(Cancelled):
-        for step in segment(session, workspace, models["hippocampus"], device="cpu", uncertainty=True, cancel=cancel):
-            assert isinstance(step, Progress)
-            cancel.set()
-        pytest.fail("it ran on to its end")
+        work(cancelled)
     assert sorted(workspace.folder.rglob("*")) == before and session.result is None
     finished(session, workspace, models["hippocampus"])
 
