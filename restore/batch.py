@@ -12,6 +12,7 @@ from hybrid.batch_place import name_below
 from hybrid.devices import set_threads
 from hybrid.errors import WeightsError
 from hybrid.journal import options_digest
+from hybrid.loading import portable_source
 from hybrid.records import record_path
 from restore.ensemble import SelfEnsemble
 from restore.inputs import Job, check_name
@@ -49,21 +50,53 @@ class PictureWorker:
 
 
 @dataclass(frozen=True)
-class PictureRecipe:
-    """What another process makes a `PictureWorker` of.
+class PinnedWeights:
+    """Weights that are the same on every machine.
 
     Attributes:
-        source: Name of the weights, or their file, which all machines must see.
-        sha256: Of the weights: on every machine the same.
-        scale, device, precision: As of `restore.load_model`.
-        ensemble: Whether results are the mean over eight flips and turns.
-        threads: To compute with.
-        settings, notes: Of the worker.
+        source: Their name, or their file, which all machines must see.
+        sha256: Of the file.
+        scale: Of the network.
     """
 
     source: str | Path
     sha256: str
     scale: int
+
+    @classmethod
+    def of(cls, network: RestorationNetwork, asked: str | Path) -> PinnedWeights:
+        """Those of a network that was loaded by what was asked for."""
+        assert network.source is not None
+        return cls(portable_source(asked, network.source), network.source.sha256, network.card.scale)
+
+    def load(self, device: str, precision: str) -> RestorationNetwork:
+        """The network; `device` and `precision` as of `restore.load_model`.
+
+        Raises:
+            WeightsError: The weights cannot be had, or are others on this machine.
+        """
+        found, _ = find_weights(self.source, self.scale)
+        network: RestorationNetwork = build(found, scale=self.scale, device=device, precision=precision)
+        if network.source is None or network.source.sha256 != self.sha256:
+            raise WeightsError(
+                f"The weights {found.path.name} are not the same on all machines.", hint="Put the same file on all of them."
+            )
+        return network
+
+
+@dataclass(frozen=True)
+class PictureRecipe:
+    """What another process makes a `PictureWorker` of.
+
+    Attributes:
+        weights: Of the network.
+        device, precision: As of `restore.load_model`.
+        ensemble: Whether results are the mean over eight flips and turns.
+        threads: To compute with.
+        settings, notes: Of the worker.
+    """
+
+    weights: PinnedWeights
     device: str
     precision: str
     ensemble: bool
@@ -81,12 +114,7 @@ class PictureRecipe:
             WeightsError: They cannot be had, or are others on this machine.
         """
         set_threads(self.threads)
-        found, _ = find_weights(self.source, self.scale)
-        network: RestorationNetwork = build(found, scale=self.scale, device=self.device, precision=self.precision)
-        if network.source is None or network.source.sha256 != self.sha256:
-            raise WeightsError(
-                f"The weights {found.path.name} are not the same on all machines.", hint="Put the same file on all of them."
-            )
+        network = self.weights.load(self.device, self.precision)
         settings = self.settings
         if settings.memory is None and next(network.parameters()).device.type == "cpu":
             settings = dataclasses.replace(settings, memory=room)

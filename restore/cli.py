@@ -198,9 +198,15 @@ def face(
     quality: options.Quality = 95,
     lossless: options.Lossless = False,
     overwrite: options.Overwrite = False,
+    memory: options.Memory = None,
     max_pixels: options.MaxPixels = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    engine: options.Engine = "local",
+    workers: options.Workers = None,
+    address: options.Address = None,
+    retry_failed: options.RetryFailed = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the faces that are found, and write nothing.")] = False,
     json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -209,6 +215,8 @@ def face(
 
     All else stays as it is, or is enlarged by --scale. A picture without a face is written too, and it is said.
     """
+    from hybrid.batch_options import BatchOptions
+    from hybrid.memory import parse_size
     from restore.cli_face import FaceRequest, asked_numbers, run
     from restore.face_files import FaceRun
     from restore.face_restoration import FaceSettings
@@ -233,11 +241,13 @@ def face(
                 save=SaveOptions(format=format, quality=quality, lossless=lossless),
                 overwrite=overwrite,
                 max_pixels=max_pixels or MAX_PIXELS,
+                memory=parse_size(memory) if memory is not None else None,
                 faces=save_faces,
             ),
             background=background,
             boxes=boxes,
             sheet=sheet,
+            batch=BatchOptions(engine, workers, address, threads, retry_failed),
             device=device,
             precision=precision,
             plan_only=plan,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -14,8 +15,7 @@ from hybrid.batch import Batch, Engine, Item, Local, Made, Tell, run_batch
 from hybrid.batch_place import Place
 from hybrid.console import progress_on, results
 from hybrid.errors import HybridError
-from hybrid.loading import portable_source
-from restore.batch import PictureRecipe, PictureWorker, items_of, options_of, settings_of
+from restore.batch import PictureRecipe, PictureWorker, PinnedWeights, items_of, options_of, settings_of
 from restore.cli_report import Failure, report, report_skipped, tell
 from restore.cli_road import Loaded, Request, check_target_of
 from restore.images import probe
@@ -52,8 +52,8 @@ def work(
         mirror=place.mirror,
     )
     with progress_on(talk) as progress:
-        watcher = _Watcher(
-            talk, request.json, notes, progress, progress.add_task("pictures", total=len(jobs), visible=many), many
+        watcher = PictureWatcher(
+            lambda outcome: report(outcome, notes, talk, request.json), talk, request.json, progress, len(jobs)
         )
         items = items_of(jobs, request.inputs, settings, network.card.outputs)
         failures = run_batch(items, _engine(request, settings, network, notes), batch, watcher)
@@ -67,11 +67,8 @@ def _engine(request: Request, settings: RunSettings, network: RestorationNetwork
 
     from hybrid.batch_ray import OnRay
 
-    assert network.source is not None
     recipe = PictureRecipe(
-        portable_source(request.source, network.source),
-        network.source.sha256,
-        network.card.scale,
+        PinnedWeights.of(network, request.source),
         request.device,
         request.precision,
         request.ensemble,
@@ -97,16 +94,18 @@ class _Told(Tell):
         self.talk.print(text, style=style)
 
 
-@dataclass(frozen=True)
-class _Watcher:
-    """Tells what comes of pictures."""
+class PictureWatcher:
+    """Tells what comes of pictures.
 
-    talk: Console
-    json: bool
-    notes: tuple[str, ...]
-    bar: Progress
-    all: TaskID
-    many: bool
+    Args:
+        report: Tells of a result, by what the worker reports.
+        talk, json, bar: Where and how things are told.
+        count: How many pictures there are.
+    """
+
+    def __init__(self, report: Callable[[Any], None], talk: Console, json: bool, bar: Progress, count: int) -> None:
+        self.report, self.talk, self.json, self.bar, self.many = report, talk, json, bar, count > 1
+        self.all = bar.add_task("pictures", total=count, visible=self.many)
 
     @contextmanager
     def watching(self, item: Item) -> Iterator[Tell]:
@@ -121,7 +120,7 @@ class _Watcher:
             self.bar.remove_task(task)
 
     def done(self, item: Item, made: Made) -> None:
-        report(made.report, self.notes, self.talk, self.json)
+        self.report(made.report)
         self.bar.advance(self.all)
 
     def skipped(self, item: Item) -> None:

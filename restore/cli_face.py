@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from hybrid.console import folder_of, messages, progress_on, results
+from hybrid.batch import Batch, Engine, Local, run_batch
+from hybrid.batch_options import BatchOptions
+from hybrid.batch_place import Place, open_place, output_folder
+from hybrid.console import messages, progress_on, results
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, RequestError
+from hybrid.records import sha256_file
+from hybrid.remote import Mirror, localised
 from hybrid.weights import Resolved
+from restore.batch import PinnedWeights
+from restore.cli_batch import PictureWatcher
 from restore.cli_report import Failure, raise_failures, tell
+from restore.face_batch import FaceJob, FaceRecipe, FaceWorker, items_of, options_of
 from restore.face_boxes import boxes_of, read_boxes
-from restore.face_detection import Face
-from restore.face_files import FaceOutcome, FaceRun, check_sheet, record_of, restore_faces_file
-from restore.face_identity import INVENTED
+from restore.face_files import FaceRun, check_sheet
+from restore.face_identity import INVENTED, Distance
 from restore.face_plan import plan_faces
 from restore.images import check_pixels, probe
-from restore.inputs import Job, check_format, check_name, keep_inputs, plan_jobs, shown
+from restore.inputs import SUFFIXES, Job, check_format, check_name, keep_inputs, plan_jobs, shown
 from restore.loading import build, catalogue, find_weights
 from restore.models.base import RestorationNetwork
 from restore.passed_over import passed_over
@@ -35,6 +42,7 @@ class FaceRequest:
 
     Attributes:
         run: All that holds for every picture; its enlarger is made here.
+        batch: How many pictures are run.
         background: Name or file of the network that enlarges what is no face.
     """
 
@@ -45,6 +53,7 @@ class FaceRequest:
     background: str | None
     boxes: Path | None
     sheet: Path | None
+    batch: BatchOptions
     device: str
     precision: str
     plan_only: bool
@@ -58,36 +67,83 @@ def run(request: FaceRequest) -> None:
     Raises:
         HybridError: The request cannot be met at all, or pictures failed.
     """
+    with localised(request.inputs, request.output, SUFFIXES) as places:
+        _run(replace(request, inputs=places.inputs, output=places.output), places.mirror)
+
+
+def _run(request: FaceRequest, mirror: Mirror | None) -> None:
+    if mirror is not None and request.plan_only:
+        raise RequestError("Plans are made of pictures of this machine.", hint="Leave --plan out, or fetch the pictures first.")
     talk = messages(quiet=request.quiet)
     check_format(request.output, request.run.save.format)
+    jobs = _jobs(request)
+    if request.background is not None and request.run.scale == 1:
+        raise RequestError("--background enlarges, and --scale 1 does not.", hint="Give --scale 2, 3 or 4.")
+    folder = output_folder(request.inputs, request.output, [(job.source, job.target) for job in jobs])
+    with open_place(folder, mirror, retry_failed=request.batch.retry_failed) as place:
+        if len(jobs) == 1 and (mirror is None or mirror.address(jobs[0].source) is None):
+            _check(request, jobs[0], known=place.knows(jobs[0].target))
+        set_threads(request.batch.threads)
+        network = load(request, talk)
+        if request.background is not None:
+            request = replace(request, run=replace(request.run, enlarger=_enlarger(request, talk)))
+        failures = _plan_all(request, network, jobs, talk) if request.plan_only else _work(request, network, jobs, talk, place)
+    if passed := passed_over(request.inputs, request.output):
+        talk.print(passed)
+    raise_failures(failures, len(jobs), place.path)
+
+
+def _jobs(request: FaceRequest) -> list[FaceJob]:
+    """The pictures with all that holds for each alone. Sheets and aligned faces of sub-folders go to sub-folders."""
     jobs = plan_jobs(list(request.inputs), request.output, tag=FACE.tag, format=request.run.save.format)
     keep_inputs(jobs)
     known = None if request.boxes is None else read_boxes(request.boxes)
-    if request.background is not None and request.run.scale == 1:
-        raise RequestError("--background enlarges, and --scale 1 does not.", hint="Give --scale 2, 3 or 4.")
-    sheets = _sheets(request, jobs)
-    if len(jobs) == 1:
-        _check(request, jobs[0], sheets[0])
-    set_threads()
-    network = load(request, talk)
-    if request.background is not None:
-        request = replace(request, run=replace(request.run, enlarger=_enlarger(request, talk)))
-    failures: list[Failure] = []
+    folder = output_folder(request.inputs, request.output, [(job.source, job.target) for job in jobs])
+    asked = []
+    for job in jobs:
+        below = job.target.parent.relative_to(folder) if folder is not None else Path()
+        faces = request.run.faces / below if request.run.faces is not None else None
+        found = None if known is None else tuple(boxes_of(known, job.source))
+        asked.append(FaceJob(job.source, job.target, None, found, _sheet(request, job, len(jobs), below), faces))
+    return asked
+
+
+def _work(request: FaceRequest, network: RestorationNetwork, jobs: list[FaceJob], talk: Console, place: Place) -> list[Failure]:
+    """Restore every picture, as a batch that can be gone on with; returns those that failed."""
+    boxes = "" if request.boxes is None else sha256_file(request.boxes)
+    batch = Batch(
+        folder=place.folder,
+        journal=place.journal,
+        weights=network.source.sha256 if network.source else "",
+        options=options_of(request.run, network, boxes, sheets=request.sheet is not None),
+        overwrite=request.run.overwrite,
+        retry_failed=request.batch.retry_failed,
+        alone=len(jobs) == 1,
+        mirror=place.mirror,
+    )
     with progress_on(talk) as progress:
-        for job, sheet in zip(jobs, sheets, strict=True):
-            faces = None if known is None else boxes_of(known, job.source)
-            try:
-                check_name(job)
-                if request.plan_only:
-                    _plan(request, network, job, faces, talk)
-                else:
-                    _report(_one(request, network, job, faces, sheet, progress), talk, request.json)
-            except HybridError as error:
-                failures.append((job, error))
-                tell(failures[-1], talk, many=len(jobs) > 1)
-    if passed := passed_over(request.inputs, request.output):
-        talk.print(passed)
-    raise_failures(failures, len(jobs))
+        watcher = PictureWatcher(lambda told: _report(told, talk, request.json), talk, request.json, progress, len(jobs))
+        failures = run_batch(items_of(jobs, request.inputs), _engine(request, network), batch, watcher)
+    return [(item.work, error) for item, error in failures]
+
+
+def _engine(request: FaceRequest, network: RestorationNetwork) -> Engine:
+    if request.batch.engine == "local":
+        return Local(FaceWorker(network, request.run))
+    import torch
+
+    from hybrid.batch_ray import OnRay
+
+    enlarger = request.run.enlarger
+    recipe = FaceRecipe(
+        PinnedWeights.of(network, request.source),
+        None if enlarger is None else PinnedWeights.of(enlarger, request.background or ""),
+        request.device,
+        request.precision,
+        torch.get_num_threads(),
+        replace(request.run, enlarger=None),
+    )
+    return OnRay(recipe, request.batch, threads=recipe.threads, device=request.device)
 
 
 def asked_numbers(text: str | None) -> tuple[int, ...]:
@@ -155,68 +211,58 @@ def _find(source: str | Path, scale: int | None, progress: Progress) -> tuple[Re
         progress.remove_task(task)
 
 
-def _sheets(request: FaceRequest, jobs: Sequence[Job]) -> list[Path | None]:
-    """The sheet of each picture: the file that was named, or of many pictures one each in the folder that was named."""
+def _sheet(request: FaceRequest, job: Job, count: int, below: Path) -> Path | None:
+    """The sheet of a picture: the file that was named, or of many pictures one each in the folder that was named."""
     if request.sheet is None:
-        return [None] * len(jobs)
-    if len(jobs) == 1 and request.sheet.suffix:
-        return [request.sheet]
+        return None
+    if count == 1 and request.sheet.suffix:
+        return request.sheet
     if request.sheet.suffix:
-        raise RequestError(f"{request.sheet} names one sheet, but there are {len(jobs)} inputs.", hint="Give --sheet a folder.")
-    return [request.sheet / f"{job.target.stem}_faces.png" for job in jobs]
+        raise RequestError(f"{request.sheet} names one sheet, but there are {count} inputs.", hint="Give --sheet a folder.")
+    return request.sheet / below / f"{job.target.stem}_faces.png"
 
 
-def _check(request: FaceRequest, job: Job, sheet: Path | None) -> None:
-    """What is wrong with a single picture is said before weights are looked for."""
+def _check(request: FaceRequest, job: FaceJob, *, known: bool) -> None:
+    """What is wrong with a single picture is said before weights are looked for; a batch before may have written its outputs."""
     check_name(job)
     check_pixels(probe(job.source), request.run.max_pixels)
-    if request.plan_only:
+    if request.plan_only or known:
         return
-    check_sheet(sheet, job.source, job.target, overwrite=request.run.overwrite)
+    check_sheet(job.sheet, job.source, job.target, overwrite=request.run.overwrite)
     if job.target.parent.exists():
         check_target(job.source, job.target, RunSettings(overwrite=request.run.overwrite, save=request.run.save))
 
 
-def _one(
-    request: FaceRequest,
-    network: RestorationNetwork,
-    job: Job,
-    faces: Sequence[Face] | None,
-    sheet: Path | None,
-    progress: Progress,
-) -> FaceOutcome:
-    task = progress.add_task(job.source.name, total=None)
-    on_progress: Callable[[int, int], None] = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
-    try:
-        with folder_of(job.target):
-            return restore_faces_file(
-                network, job.source, job.target, request.run, known=faces, sheet=sheet, on_progress=on_progress
-            )
-    finally:
-        progress.remove_task(task)
-
-
-def _plan(request: FaceRequest, network: RestorationNetwork, job: Job, faces: Sequence[Face] | None, talk: Console) -> None:
+def _plan_all(request: FaceRequest, network: RestorationNetwork, jobs: list[FaceJob], talk: Console) -> list[Failure]:
     """Where the faces are: the answer that was asked for, on standard output."""
-    plan = plan_faces(network, job.source, request.run, faces)
     out = results()
-    if request.json:
-        out.out(json.dumps({"input": str(job.source), "output": str(job.target)} | plan.to_dict(), ensure_ascii=False))
-        return
-    for line in plan.lines():
-        out.out(f"{job.source}: {line}")
+    failures: list[Failure] = []
+    for job in jobs:
+        try:
+            check_name(job)
+            plan = plan_faces(network, job.source, request.run, job.known)
+        except HybridError as error:
+            failures.append((job, error))
+            tell(failures[-1], talk, many=len(jobs) > 1)
+            continue
+        if request.json:
+            facts = {"input": str(job.source), "output": str(job.target)} | plan.to_dict()
+            out.out(json.dumps(facts, ensure_ascii=False))
+        for line in () if request.json else plan.lines():
+            out.out(f"{job.source}: {line}")
+    return failures
 
 
-def _report(outcome: FaceOutcome, talk: Console, as_json: bool) -> None:
+def _report(told: dict[str, Any], talk: Console, as_json: bool) -> None:
     if as_json:
-        results().out(json.dumps(record_of(outcome), ensure_ascii=False))
+        results().out(json.dumps(told, ensure_ascii=False))
         return
-    width, height = outcome.size
-    count = len(outcome.result.faces)
-    talk.print(f"{outcome.output}  {width} x {height}, {count} {'face' if count == 1 else 'faces'}, {outcome.seconds:.1f} s")
-    for each in outcome.result.faces:
-        talk.print(f"  face {each.number}: score {each.face.score:.2f}, {each.distance}", style="dim")
-    for note in outcome.notes:
+    width, height = told["size"]
+    count = len(told["faces"])
+    talk.print(f"{told['output']}  {width} x {height}, {count} {'face' if count == 1 else 'faces'}, {told['seconds']:.1f} s")
+    for face in told["faces"]:
+        talk.print(f"  face {face['number']}: score {face['score']:.2f}, {Distance(**face['distance'])}", style="dim")
+    for note in told["notes"]:
         talk.print(f"  note: {note}", style="dim")
     if count:
         talk.print(f"  {INVENTED}", style="yellow")

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from hybrid.errors import OutputError, RequestError
-from hybrid.records import timestamp, write_bytes, write_record
+from hybrid.records import record_path, timestamp, write_bytes, write_record
 from restore.face_detection import Face
 from restore.face_identity import INVENTED, MEASURE
+from restore.face_memory import check_memory
 from restore.face_restoration import (
     FaceSettings,
     OnProgress,
@@ -46,6 +47,7 @@ class FaceRun:
         save: How to encode.
         overwrite: Whether files that are there may be replaced.
         max_pixels: Pictures of more are refused.
+        memory: Bytes that the process may take at its peak; None takes up to half of what is free.
         faces: Folder for the aligned faces, if they are wanted.
     """
 
@@ -56,6 +58,7 @@ class FaceRun:
     save: SaveOptions = field(default_factory=SaveOptions)
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
+    memory: int | None = None
     faces: Path | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +80,7 @@ class FaceOutcome:
         seconds: Time of the run.
         result: The faces.
         notes: What should be known, one sentence each.
+        files: All that was written, the output first.
     """
 
     input: Path
@@ -86,6 +90,7 @@ class FaceOutcome:
     seconds: float
     result: RestoredPicture
     notes: tuple[str, ...]
+    files: tuple[Path, ...]
 
 
 def restore_faces_file(
@@ -115,6 +120,7 @@ def restore_faces_file(
         InputError: The picture cannot be read, or has too many pixels.
         OutputError: A file cannot be written, or is there and may not be replaced.
         RequestError: The target is the source, or its format cannot hold the result, or there is no such face.
+        ResourceError: It does not fit the memory.
     """
     run = run or FaceRun()
     started, clock = timestamp(), time.perf_counter()
@@ -125,6 +131,7 @@ def restore_faces_file(
     size = FinalSize(run.scale).of(info.width, info.height)
     if size[0] * size[1] > MOST_RESULT_PIXELS:
         raise RequestError(f"The result would have {size[0]} x {size[1]} pixels.", hint="Give a smaller --scale.")
+    check_memory(network, info, size, run.memory)
     picture = read_picture(source, max_pixels=run.max_pixels)
     if run.aligned:
         result = restore_aligned(network, picture, run.settings)
@@ -152,7 +159,8 @@ def restore_faces_file(
                 path.unlink(missing_ok=True)  # no result without its record
         raise
     made = result.picture.colour.shape[1], result.picture.colour.shape[0]
-    return FaceOutcome(source, target, sheet if result.faces else None, made, seconds, result, (*notes, *said))
+    files = (target, *written[:-1], record_path(target))
+    return FaceOutcome(source, target, sheet if result.faces else None, made, seconds, result, (*notes, *said), files)
 
 
 def check_sheet(sheet: Path | None, source: Path, target: Path, *, overwrite: bool) -> None:
@@ -174,7 +182,7 @@ def check_sheet(sheet: Path | None, source: Path, target: Path, *, overwrite: bo
 
 def _background(picture: Picture, run: FaceRun) -> Picture | None:
     if run.enlarger is not None:
-        return restore_picture(run.enlarger, picture, RunSettings(final=FinalSize(run.scale), task="face"))
+        return restore_picture(run.enlarger, picture, RunSettings(final=FinalSize(run.scale), memory=run.memory, task="face"))
     if run.scale == 1:
         return None
     height, width = picture.colour.shape[:2]

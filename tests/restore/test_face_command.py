@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image, ImageCms
 
 from hybrid.errors import InputError
+from hybrid.memory import parse_size
 from restore.face_boxes import boxes_of, read_boxes
 from restore.images import read_picture, read_record
 from restore.models.nafnet import KEYS, NAFNet, NAFNetConfig
@@ -184,3 +186,35 @@ def test_an_aligned_face(tmp_path: Path, network: Path) -> None:
     Image.open(SCENE).crop((57, 30, 177, 150)).save(source)
     assert restore("face", source, "--weights", network, "--aligned", "-o", tmp_path / "out.png").code == 0
     assert Image.open(tmp_path / "out.png").size == (256, 256)
+
+
+def test_a_folder_is_gone_on_with_and_only_what_changed_is_done_again(tmp_path: Path, network: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pictures(folder)
+    beside = ("--sheet", tmp_path / "sheets", "--save-faces", tmp_path / "faces")
+    run = ("face", folder, "--weights", network, "-o", tmp_path / "out", *beside)
+    assert restore(*run).code == 0
+    first = files(tmp_path)
+    assert {"faces/rgba_face1_after.png", "faces/rgba_face1_before.png", "out/run.jsonl"} <= set(first)
+    said = restore(*run)
+    assert said.code == 0 and said.err.count("skipped") == 3
+    (tmp_path / "sheets" / "rgba_faces.png").unlink()
+    said = restore(*run)
+    assert said.code == 0 and said.err.count("skipped") == 2
+    again = files(tmp_path)
+    assert again.keys() == first.keys() and again["sheets/rgba_faces.png"] == first["sheets/rgba_faces.png"]
+    said = restore(*run, "--fidelity", "0.5")  # other results: all anew
+    assert said.code == 0 and "skipped" not in said.err
+    assert files(tmp_path)["faces/rgba_face1_after.png"] != first["faces/rgba_face1_after.png"]
+
+
+def test_a_picture_that_does_not_fit_the_memory_is_refused_with_the_bound_that_helps(tmp_path: Path, network: Path) -> None:
+    source = pictures(tmp_path)["rgba.png"]
+    before = files(tmp_path)
+    said = restore("face", source, "--weights", network, "--memory", "1MB")
+    assert said.code == 5 and files(tmp_path) == before
+    asked = re.search(r"Raise --memory by ([\d.]+[kMG]B) or more", said.err)
+    assert asked is not None
+    enough = parse_size("1MB") + int(1.2 * parse_size(asked[1]))
+    assert restore("face", source, "--weights", network, "--memory", f"{enough // 1000}kB").code == 0
