@@ -85,7 +85,7 @@ def _masthead(page: gr.Blocks, context: AppContext) -> None:
             return
         workspace = workspace_of(request)
         context.jobs.cancel(workspace)
-        workspace.delete_all()
+        context.workspaces.delete_all(workspace)
         context.audit.note(workspace.owner, "delete", outcome="done")
         gr.Info("Your files are deleted.")
 

@@ -234,6 +234,11 @@ class Sessions:
         with self._lock:
             return [token for token, each in self._open.items() if each.owner == owner]
 
+    def forget(self) -> None:
+        """Let go of scans whose files were deleted."""
+        with self._lock:
+            self._forget()
+
     def _forget(self) -> None:
         """Let go of scans whose files were deleted, by their owner or on the clock."""
         self._open = {token: each for token, each in self._open.items() if each.folder.is_dir()}

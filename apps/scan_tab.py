@@ -222,6 +222,7 @@ def scan_tab(context: AppContext) -> None:
     """Build the tab inside the page that is being built."""
     models = {model.entry.name: model for model in segmentation_models()}
     sessions = Sessions()
+    context.workspaces.when_deleted(sessions.forget)
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=1, min_width=300):
             side = _Side(models)

@@ -13,7 +13,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,7 @@ class Workspaces:
     def __init__(self, root: Path, limits: Limits | None = None, url: str = "/files") -> None:
         self.root, self.limits, self.url = root, limits or Limits(), url
         self._of: dict[str, Workspace] = {}
+        self._listeners: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -158,7 +159,22 @@ class Workspaces:
         """Delete what is older than the limit in all workspaces; returns how many folders went."""
         with self._lock:
             known = list(self._of.values())
-        return sum(workspace.delete_older(self.limits.keep) for workspace in known)
+        gone = sum(workspace.delete_older(self.limits.keep) for workspace in known)
+        self._tell(gone)
+        return gone
+
+    def delete_all(self, workspace: Workspace) -> None:
+        """Delete every file of one user."""
+        workspace.delete_all()
+        self._tell(1)
+
+    def when_deleted(self, call: Callable[[], None]) -> None:
+        """Have something called whenever files were deleted, which lets go of what it holds of them."""
+        self._listeners.append(call)
+
+    def _tell(self, gone: int) -> None:
+        for call in self._listeners if gone else ():
+            call()
 
     def close(self) -> None:
         """Delete everything."""

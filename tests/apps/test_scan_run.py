@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from apps.scan_actions import EXAMPLE, EXAMPLE_MASK, choose, compare, corrected_
 from apps.scan_models import Model, card_html, segmentation_models
 from apps.scan_session import SESSIONS_EACH, Result, Session, Sessions
 from apps.scan_tables import agreement_html, figures_html, titled, uncertainty_html
-from apps.workspace import Workspace
+from apps.workspace import Workspace, Workspaces
 from hybrid.errors import HybridError, InputError, RequestError
 from medical.label_maps import read_label_map
 from medical.volumes import stem
@@ -256,3 +258,14 @@ def test_without_a_segmentation_there_is_nothing_to_correct_or_turn(opened: Sess
     assert "Segment the scan first" in scan_calls.answered(lambda: scan_calls.undo(opened))["error"]
     with pytest.raises(RequestError, match="Send one first"):
         choose(Session("t", "o", Path("/")), "1")
+
+
+def test_a_scan_whose_files_are_deleted_is_held_no_longer(tmp_path: Path) -> None:
+    workspaces, sessions = Workspaces(tmp_path), Sessions()
+    workspaces.when_deleted(sessions.forget)
+    ann, ben = workspaces.of("ann"), workspaces.of("ben")
+    kept = take(sessions, ben, [example(EXAMPLE)])
+    held = weakref.ref(take(sessions, ann, [example(EXAMPLE)]))
+    workspaces.delete_all(ann)
+    gc.collect()
+    assert held() is None and sessions.tokens_of("ben") == [kept.token]
