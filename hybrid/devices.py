@@ -14,13 +14,14 @@ import psutil
 import torch
 
 from hybrid.errors import RequestError, ResourceError
-from hybrid.memory import available_bytes, glibc
+from hybrid.memory import KEPT_FREED, available_bytes, glibc
 
 Precision = Literal["float32", "bf16", "fp16", "auto"]
 Computed = Literal["float32", "bf16", "fp16"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
 _MAPPED_FROM = 4 * 2**20  # large enough for huge pages of 2 MiB, small enough to leave no gap that matters
+_TOP_PAD = 8 * 2**20  # the heap grows by so much more than is asked for
 _HEAP_UP_TO = (2**30, 32 * 2**20)  # older versions of the C library refuse more than 32 MiB
 
 
@@ -165,7 +166,9 @@ def tune_allocator(*, keep_freed: bool = False) -> bool:
 
     Args:
         keep_freed: False: all blocks from 4 MiB are mapped, in huge pages where Linux gives them on request, which
-            clear faster. The peak is what is alive, so that a bound on memory holds.
+            clear faster; of smaller ones the heap keeps `hybrid.memory.KEPT_FREED` bytes, else the activations of small tiles
+            would be cleared by the kernel again in each layer (NAFNet on 256 x 256 takes a fifth longer). The peak is what is
+            alive and so much more, so that a bound on memory holds.
             True: all blocks come from the heap and stay there. Faster still, for a peak that can be several times
             as high. `hybrid.memory.release_memory` returns what is free.
 
@@ -179,7 +182,8 @@ def tune_allocator(*, keep_freed: bool = False) -> bool:
         return False
     if not keep_freed:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it when it makes its first tensor
-        return bool(libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM) == 1)
+        settings = ((_M_MMAP_THRESHOLD, _MAPPED_FROM), (_M_TRIM_THRESHOLD, KEPT_FREED), (_M_TOP_PAD, _TOP_PAD))
+        return all([libc.mallopt(option, value) == 1 for option, value in settings])
     accepted = any(libc.mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in _HEAP_UP_TO)
     return accepted and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) == 1
 

@@ -18,6 +18,9 @@ from hybrid.errors import RequestError
 _DECIMAL = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
+KEPT_FREED = 32 * 2**20
+"""Bytes of freed memory that the C library keeps for the next layer (`hybrid.devices.tune_allocator`)."""
+
 
 def parse_size(size: str | int) -> int:
     """Bytes of a size as people write it: units of 1000 (kB, MB, GB, TB) or of 1024 (KiB, MiB, GiB, TiB).
@@ -105,7 +108,8 @@ def activation_budget(limit_total: int | None, device: torch.device | str, reser
         release_memory()  # pages of an earlier run that the C library keeps would count as held
     left = available_bytes(device)
     if limit_total is not None:
-        left = min(left, limit_total - _held_bytes(device))
+        kept = KEPT_FREED if device.type == "cpu" else 0
+        left = min(left, limit_total - _held_bytes(device) - kept)
     return left - reserve
 
 
