@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hybrid.batch_work import Finished, Item, Made, Task, Tell, Worker, digest, perform
 from hybrid.errors import HybridError, OutputError
@@ -25,7 +25,7 @@ from hybrid.leftovers import remove_leftovers
 from hybrid.records import sha256_file, without_folders
 from hybrid.remote import Mirror
 
-__all__ = ["Batch", "Engine", "Finished", "Item", "Local", "Made", "Task", "Tell", "Watcher", "Worker", "run_batch"]
+__all__ = ["Batch", "Engine", "Finished", "Item", "Local", "Made", "Task", "Tell", "Watcher", "Worker", "answers", "run_batch"]
 
 
 class Watcher(Protocol):
@@ -101,6 +101,39 @@ def run_batch(items: Iterable[Item], engine: Engine, batch: Batch, watcher: Watc
     for task, finished in engine.run(run.tasks(items), watcher):
         run.finish(task, finished)
     return run.failures
+
+
+def answers(works: Sequence[Any], engine: Engine) -> Iterator[tuple[int, Any]]:
+    """What a worker reports of each of several works that write nothing to be gone on with, as they are done.
+
+    Args:
+        works: What the worker is told of each; they can be pickled.
+        engine: What does them.
+
+    Yields:
+        The place of a work, and the worker's report or the HybridError that it ended with. Other errors are raised here, and
+        are such an error where they were raised by the worker of another process.
+    """
+    alone = isinstance(engine, Local)
+    tasks = [Task(Item(str(place), (), (), work), replace=False, mark=False, alone=alone) for place, work in enumerate(works)]
+    for task, finished in engine.run(iter(tasks), _Nobody()):
+        yield int(task.item.name), finished.made.report if finished.made is not None else finished.error
+
+
+class _Nobody:
+    """A watcher that tells nothing."""
+
+    def watching(self, item: Item) -> AbstractContextManager[Tell]:
+        return nullcontext(Tell())
+
+    def done(self, item: Item, made: Made) -> None:
+        pass
+
+    def skipped(self, item: Item) -> None:
+        pass
+
+    def failed(self, item: Item, error: HybridError) -> None:
+        pass
 
 
 class _Run:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hybrid.batch_options import Address, BatchOptions, Engine, Threads, Workers
+
 if TYPE_CHECKING:
     from data_specs import SegmentationSpec
+    from hybrid.batch_ray import OnRay
     from medical.calibration import Reliability
     from medical.detection_evaluation import DetectionResult
-    from medical.evaluation import CaseResult, Evaluation
+    from medical.evaluation import CaseResult, Evaluation, EvaluationPlan
     from medical.evaluation_comparison import Comparison
     from medical.evaluation_network import Network
     from medical.metrics import Conventions
@@ -53,6 +56,10 @@ def evaluate(
     precision: Annotated[
         Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What the network computes in.")
     ] = "float32",
+    threads: Threads = None,
+    engine: Engine = "local",
+    workers: Workers = None,
+    address: Address = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Score label maps, or a model, against references: Dice, HD95 and surface Dice.
@@ -60,6 +67,7 @@ def evaluate(
     Give two folders, a folder and a data set, or a model and a data set. Research use, not a medical device.
     """
     from hybrid.console import messages, progress_on
+    from hybrid.errors import RequestError
     from medical.calibration_run import Calibrating
     from medical.evaluation import Folder, plan_data_set, plan_folders, run_evaluation
     from medical.evaluation_comparison import compare, read_scores
@@ -67,7 +75,10 @@ def evaluate(
 
     check_request(predictions, references, model, data, spec, split)
     given = {"--protocol": protocol, "--option": option, "--overlap": overlap, "--tta": tta or None, "--memory": memory}
-    given["--calibration"] = calibration or None
+    given |= {"--calibration": calibration or None, "--engine": "ray" if engine == "ray" else None}
+    asked = BatchOptions(engine, workers, address, threads)
+    if calibration and engine == "ray":
+        raise RequestError("--calibration runs on this machine alone.", hint="Leave --engine or --calibration out.")
     check_model_options(model, [name for name, value in given.items() if value is not None])
     check_output(output, against)
     described = read_spec(spec) if spec is not None else None
@@ -81,14 +92,19 @@ def evaluate(
         plan = plan_data_set(described, data, split, title=title, conventions=conventions)
     earlier = read_scores(against) if against is not None else None  # a slip is better found before the work than after
     run = replace(settings_of(overlap, tta, memory), probabilities=calibration)
-    maker = load_network(model, protocol, option or (), device, precision, run) if model is not None else None
+    maker = load_network(model, protocol, option or (), device, precision, run, threads) if model is not None else None
     calibrated = Calibrating(maker, plan) if maker is not None and calibration else None
     predict = folder or calibrated or maker
     assert predict is not None
     made = maker.made(described) if maker is not None else None
+    on_ray = (
+        _on_ray(maker, plan, model, option or (), device, precision, asked) if maker is not None and engine == "ray" else None
+    )
     with progress_on(messages(quiet=quiet)) as progress:
         task = progress.add_task("cases", total=len(plan.cases))
-        result = run_evaluation(plan, predict, made=made, on_progress=lambda done, _: progress.update(task, completed=done))
+        result = run_evaluation(
+            plan, predict, made=made, on_progress=lambda done, _: progress.update(task, completed=done), engine=on_ray
+        )
     comparison = compare(result, earlier) if earlier is not None and result.scored else None
     reliability = calibrated.results() if calibrated is not None else ()
     _show(result, comparison, reliability)
@@ -170,7 +186,13 @@ def settings_of(overlap: float | None, tta: bool, memory: str | None) -> Segment
 
 
 def load_network(
-    model: str, protocol: Path | None, options: Sequence[str], device: str, precision: str, settings: SegmentSettings
+    model: str,
+    protocol: Path | None,
+    options: Sequence[str],
+    device: str,
+    precision: str,
+    settings: SegmentSettings,
+    threads: int | None = None,
 ) -> Network:
     """The model, loaded once. Nothing ever stands in for it."""
     from hybrid.devices import set_threads
@@ -179,8 +201,41 @@ def load_network(
     from medical.loading import load_model
 
     given = read_protocol(protocol) if protocol is not None else None
-    set_threads(None)  # no more than this process may use, which torch does not ask a container for
+    set_threads(threads)  # no more than this process may use, which torch does not ask a container for
     return Network(load_model(model, device=device, precision=precision, **network_options(options)), settings, protocol=given)
+
+
+def _on_ray(
+    network: Network,
+    plan: EvaluationPlan,
+    model: str | None,
+    options: Sequence[str],
+    device: str,
+    precision: str,
+    asked: BatchOptions,
+) -> OnRay:
+    """Cases on the workers of a cluster, each with a network of its own."""
+    import torch
+
+    from hybrid.batch_ray import OnRay
+    from hybrid.loading import portable_source
+    from medical.cli_segment import network_options
+    from medical.evaluation_network import NetworkRecipe
+
+    weights = network.network.source
+    assert weights is not None and model is not None
+    recipe = NetworkRecipe(
+        plan,
+        portable_source(model, weights),
+        weights.sha256,
+        device,
+        precision,
+        torch.get_num_threads(),
+        network.settings,
+        network.protocol,
+        network_options(options),
+    )
+    return OnRay(recipe, asked, threads=recipe.threads, device=device)
 
 
 def _show(result: Evaluation, comparison: Comparison | None, reliability: Sequence[Reliability]) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid.errors import InputError, RequestError
+from hybrid.errors import HybridError, InputError, RequestError
 from medical.detection import DetectionRules, Detections, detect
 from medical.detection_scores import DetectionScores, score_scans
 from medical.evaluation import (
@@ -24,7 +25,6 @@ from medical.evaluation import (
     Made,
     Progress,
     check_grid,
-    each_case,
     file_names,
     without_strays,
 )
@@ -37,6 +37,8 @@ from medical.pictures import of_picture
 from medical.protocol import Protocol
 from medical.segmentation import segment
 from medical.volumes import read_volume
+
+log = logging.getLogger(__name__)
 
 ENDINGS = ("_detection_map", "_probabilities", "")
 """Maps are found by the name of their case with one of these behind it; the first that is there."""
@@ -242,10 +244,15 @@ def run_detection(
         on_progress: Called as (cases done, cases in all).
     """
     start = time.perf_counter()
-    cases = plan.cases.cases
-    results = each_case(
-        cases, lambda case: _evaluate(plan, case, make), lambda name, error: DetectionResult(name, error=error), on_progress
-    )
+    results = []
+    for case in plan.cases.cases:
+        try:
+            results.append(_evaluate(plan, case, make))
+        except HybridError as error:
+            log.info("%s failed: %s", case.name, error)
+            results.append(DetectionResult(case.name, error=str(error)))
+        if on_progress is not None:
+            on_progress(len(results), len(plan.cases.cases))
     scores = score_scans([each.detections for each in results if each.detections is not None])
     return DetectionEvaluation(plan, tuple(results), scores, made, time.perf_counter() - start)
 

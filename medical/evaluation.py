@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from scipy.ndimage import find_objects
 
 from data_specs import SegmentationSpec, find_volumes
 from data_specs.volume_files import VOLUME_SUFFIXES, volume_stem
+from hybrid.batch import Engine, Local, Tell, answers
+from hybrid.batch import Made as BatchMade
 from hybrid.errors import HybridError, InputError
 from medical.boundaries import boundary_figures
 from medical.geometry import Grid
@@ -30,7 +32,6 @@ log = logging.getLogger(__name__)
 Labels = NDArray[np.integer]
 Progress = Callable[[int, int], None]
 Metric = Literal["dice", "hd95", "nsd"]
-Result = TypeVar("Result")
 METRICS: tuple[Metric, ...] = ("dice", "hd95", "nsd")
 
 
@@ -237,12 +238,29 @@ def plan_data_set(
     return EvaluationPlan(f"{title} on {spec.title}, {split}", cases, targets, conventions, split=split, spec=spec)
 
 
+@dataclass(frozen=True)
+class EvaluationWorker:
+    """Scores one case after the other.
+
+    Attributes:
+        plan, predict: As of `run_evaluation`.
+    """
+
+    plan: EvaluationPlan
+    predict: Predict
+
+    def run(self, work: EvaluationCase, *, replace: bool = False, tell: Tell | None = None) -> BatchMade:
+        """The report: the `CaseResult`."""
+        return BatchMade((), _evaluate(self.plan, work, self.predict))
+
+
 def run_evaluation(
     plan: EvaluationPlan,
     predict: Predict,
     *,
     made: Made | None = None,
     on_progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Evaluation:
     """Score every case.
 
@@ -254,33 +272,22 @@ def run_evaluation(
         predict: Gives the label map of a case: a `Folder`, or `medical.evaluation_network.Network`.
         made: How the label maps are made, for the report.
         on_progress: Called as (cases done, cases in all).
+        engine: Where cases are done, by an `EvaluationWorker` or what makes one; None: one after another here.
     """
     start = time.perf_counter()
-    results = each_case(
-        plan.cases, lambda case: _evaluate(plan, case, predict), lambda name, error: CaseResult(name, error=error), on_progress
-    )
+    results: dict[int, CaseResult] = {}
+    for place, answer in answers(plan.cases, engine or Local(EvaluationWorker(plan, predict))):
+        case = plan.cases[place]
+        results[place] = CaseResult(case.name, error=str(answer)) if isinstance(answer, HybridError) else answer
+        if on_progress is not None:
+            on_progress(len(results), len(plan.cases))
+    return _evaluation(plan, [results[place] for place in range(len(plan.cases))], made, time.perf_counter() - start)
+
+
+def _evaluation(plan: EvaluationPlan, results: Sequence[CaseResult], made: Made | None, seconds: float) -> Evaluation:
     targets = plan.targets or tuple(sorted({target for result in results for target in result.scores}, key=lambda t: t.values))
     filled = tuple(_filled(result, targets, plan.conventions) for result in results)
-    return Evaluation(plan, targets, filled, made, time.perf_counter() - start)
-
-
-def each_case(
-    cases: Sequence[EvaluationCase],
-    evaluate: Callable[[EvaluationCase], Result],
-    failed: Callable[[str, str], Result],
-    on_progress: Progress | None,
-) -> list[Result]:
-    """Results of cases in order; of one that fails for a reason of the project's own errors, `failed` of name and error."""
-    results = []
-    for done, case in enumerate(cases, 1):
-        try:
-            results.append(evaluate(case))
-        except HybridError as error:
-            log.info("%s failed: %s", case.name, error)
-            results.append(failed(case.name, str(error)))
-        if on_progress is not None:
-            on_progress(done, len(cases))
-    return results
+    return Evaluation(plan, targets, filled, made, seconds)
 
 
 def file_names(case: EvaluationCase) -> list[str]:

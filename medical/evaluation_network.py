@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from data_specs import SegmentationSpec
+from hybrid.devices import set_threads
 from hybrid.errors import RequestError
-from medical.evaluation import EvaluationCase, Made, Prediction
+from medical.evaluation import EvaluationCase, EvaluationPlan, EvaluationWorker, Made, Prediction
 from medical.inputs import read_scan
 from medical.label_pictures import pixel_grid
 from medical.models.base import SegmentationNetwork
 from medical.pictures import of_picture
 from medical.protocol import Protocol
+from medical.segment_batch import load_pinned
 from medical.segmentation import SegmentSettings, protocol_of, segment
 from medical.sliding import device_of
 
@@ -67,6 +72,42 @@ class Network:
             "precision": network.precision,
         }
         return Made(model, inference, check_structures(protocol, spec) if spec is not None else ())
+
+
+@dataclass(frozen=True)
+class NetworkRecipe:
+    """What another process makes an `EvaluationWorker` of, whose label maps a network gives.
+
+    Attributes:
+        plan: What is scored.
+        source, sha256: Name of the weights, or their file, which all machines must see; on every machine the same.
+        options, device, precision: As of `medical.load_model`.
+        threads: To compute with.
+        settings, protocol: As of `Network`.
+    """
+
+    plan: EvaluationPlan
+    source: str | Path
+    sha256: str
+    device: str
+    precision: str
+    threads: int
+    settings: SegmentSettings
+    protocol: Protocol | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, room: int | None = None) -> EvaluationWorker:
+        """Load the network; `room` is the memory that the worker may take where the user has set no bound.
+
+        Raises:
+            WeightsError: The weights cannot be had, or are others on this machine.
+        """
+        set_threads(self.threads)
+        network = load_pinned(self.source, self.sha256, self.device, self.precision, self.options)
+        memory = self.settings.memory
+        if memory is None and device_of(network).type == "cpu":
+            memory = room
+        return EvaluationWorker(self.plan, Network(network, replace(self.settings, memory=memory), protocol=self.protocol))
 
 
 def check_structures(protocol: Protocol, spec: SegmentationSpec) -> tuple[str, ...]:

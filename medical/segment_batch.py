@@ -95,20 +95,29 @@ class SegmentRecipe:
             WeightsError: They cannot be had, or are others on this machine.
         """
         set_threads(self.threads)
-        networks = tuple(self._load(source, sha256) for source, sha256 in zip(self.sources, self.sha256, strict=True))
+        networks = tuple(
+            load_pinned(source, sha256, self.device, self.precision, self.options)
+            for source, sha256 in zip(self.sources, self.sha256, strict=True)
+        )
         settings = self.settings
         if settings.run.memory is None and device_of(networks[0]).type == "cpu":
             settings = replace(settings, run=replace(settings.run, memory=room))
         return SegmentWorker(networks, settings, self.resume)
 
-    def _load(self, source: str | Path, sha256: str) -> SegmentationNetwork:
-        found = find_weights(source)
-        network = build(found, device=self.device, precision=self.precision, **self.options)
-        if network.source is None or network.source.sha256 != sha256:
-            raise WeightsError(
-                f"The weights {found.path.name} are not the same on all machines.", hint="Put the same file on all of them."
-            )
-        return network
+
+def load_pinned(source: str | Path, sha256: str, device: str, precision: str, options: Mapping[str, Any]) -> SegmentationNetwork:
+    """The network of weights that are the same on every machine; arguments as of `medical.load_model`.
+
+    Raises:
+        WeightsError: They cannot be had, or are others on this machine.
+    """
+    found = find_weights(source)
+    network = build(found, device=device, precision=precision, **options)
+    if network.source is None or network.source.sha256 != sha256:
+        raise WeightsError(
+            f"The weights {found.path.name} are not the same on all machines.", hint="Put the same file on all of them."
+        )
+    return network
 
 
 def items_of(jobs: Iterable[Job], inputs: Sequence[str], settings: FileSettings) -> list[batch.Item]:

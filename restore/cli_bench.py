@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
+from hybrid.batch_options import Address, BatchOptions, Engine, Threads, Workers
+
 if TYPE_CHECKING:
+    from hybrid.batch_ray import OnRay
     from restore.evaluation import Benchmark, BenchmarkPlan, Method, Picture
 
 
@@ -38,13 +43,18 @@ def bench(
     precision: Annotated[
         Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What networks compute in; the papers in float32.")
     ] = "float32",
+    threads: Threads = None,
+    engine: Engine = "local",
+    workers: Workers = None,
+    address: Address = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Score models on benchmark pictures by the papers' protocol, beside the published numbers."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from hybrid.devices import choose_device
+    from hybrid.devices import choose_device, set_threads
+    from hybrid.errors import RequestError
     from restore.cli_bench_faces import bench_faces
     from restore.evaluation import run_benchmark
     from restore.evaluation_report import write_report
@@ -52,20 +62,43 @@ def bench(
     chosen = task or _task_of(sets[0], scale, sigma, quality)
     _check_levels(chosen, scale, sigma, quality)
     choose_device(device)  # one that is not there is an error, and no reason to skip every row
+    asked = BatchOptions(engine, workers, address, threads)
+    set_threads(threads)
     if chosen == "face":
+        if engine != "local":
+            raise RequestError("Benchmarks of faces run on this machine alone.", hint="Leave --engine out.")
         raise typer.Exit(bench_faces(sets, model, data, output, device, precision, quiet))
     if chosen == "super-resolution":
-        plan = enlargement_plan(sets, model, scale or 4, data, device, precision)
+        make = partial(enlargement_plan, sets, model, scale or 4, data, device, precision)
     else:
-        plan = same_size_plan(chosen, sets, model, [*(sigma or ()), *(quality or ())], data, device, precision)
+        make = partial(same_size_plan, chosen, sets, model, [*(sigma or ()), *(quality or ())], data, device, precision)
+    plan = make()
     with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
         bar = progress.add_task("pictures", total=plan.runs)
-        result = run_benchmark(plan, output=output, on_progress=lambda done, _: progress.update(bar, completed=done))
+        result = run_benchmark(
+            plan,
+            output=output,
+            on_progress=lambda done, _: progress.update(bar, completed=done),
+            engine=_on_ray(make, output, asked, device),
+        )
     _show(result)
     if output is not None:
         for path in write_report(result, output):
             typer.echo(str(path))
     raise typer.Exit(result.exit_code)
+
+
+def _on_ray(make: Callable[[], BenchmarkPlan], output: Path | None, asked: BatchOptions, device: str) -> OnRay | None:
+    """Where pictures are run, if not here."""
+    if asked.engine == "local":
+        return None
+    import torch
+
+    from hybrid.batch_ray import OnRay
+    from restore.evaluation import BenchmarkRecipe
+
+    threads = torch.get_num_threads()
+    return OnRay(BenchmarkRecipe(make, output, threads), asked, threads=threads, device=device)
 
 
 def _task_of(name: str, scale: int | None, sigma: list[float] | None, quality: list[int] | None) -> Task:

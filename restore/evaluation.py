@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_specs import Checked, DataSpec
+from hybrid.batch import Engine, Local, Made, Tell, answers
+from hybrid.devices import set_threads
 from hybrid.errors import HybridError, RequestError
 from restore.evaluation_files import write_png
 from restore.metrics_multi import output_scores
@@ -260,30 +262,79 @@ def check_names(sets: Sequence[str], methods: Sequence[Method], reserved: str | 
             raise RequestError(f"The {what} {' and '.join(twice)} is named twice.", hint="Name each once.")
 
 
-def run_benchmark(plan: BenchmarkPlan, *, output: Path | None = None, on_progress: Progress | None = None) -> Benchmark:
+Place = tuple[int, int, int]
+"""A picture to be restored: the places of its set and of the method in the plan, and of the picture in the set."""
+
+
+@dataclass(frozen=True)
+class BenchmarkWorker:
+    """Scores one method on one picture after the other.
+
+    Attributes:
+        plan, output: As of `run_benchmark`.
+    """
+
+    plan: BenchmarkPlan
+    output: Path | None = None
+
+    def run(self, work: Place, *, replace: bool = False, tell: Tell | None = None) -> Made:
+        """The report: the scores of all outputs, and the place of the one to use."""
+        test_set, method, index = work
+        return Made((), _try_score(self.plan.sets[test_set], self.plan.methods[method], index, self.output))
+
+
+@dataclass(frozen=True)
+class BenchmarkRecipe:
+    """What another process makes a `BenchmarkWorker` of.
+
+    Attributes:
+        plan: Makes the plan, with its networks, from names and paths that all machines see.
+        output: As of `run_benchmark`.
+        threads: To compute with.
+    """
+
+    plan: Callable[[], BenchmarkPlan]
+    output: Path | None
+    threads: int
+
+    def make(self, room: int | None = None) -> BenchmarkWorker:
+        """Find the files and load the networks."""
+        set_threads(self.threads)
+        return BenchmarkWorker(self.plan(), self.output)
+
+
+def run_benchmark(
+    plan: BenchmarkPlan, *, output: Path | None = None, on_progress: Progress | None = None, engine: Engine | None = None
+) -> Benchmark:
     """Score every method on every picture.
 
     Args:
         plan: From `plan_super_resolution` or `plan_restoration`.
         output: Folder for the result pictures (`TestSet.path`) and for LR pictures that were made; None: keep none.
         on_progress: Called as ``on_progress(done, total)`` after each picture.
+        engine: Where pictures are run, by a `BenchmarkWorker` or a `BenchmarkRecipe`; None: one after another here.
 
     A picture that fails for a reason of the project's own errors (damaged file, too little memory, wrong result)
     becomes a score with an error, its row has no mean and `Benchmark.exit_code` is 1. Other errors are raised.
     """
+    places = [
+        (number, kind, index)
+        for number, test_set in enumerate(plan.sets)
+        for kind, method in enumerate(plan.methods)
+        for index in range(len(test_set.names) if method.run is not None else 0)
+    ]
+    found: dict[Place, tuple[tuple[ImageScore, ...], int]] = {}
+    for done, (at, answer) in enumerate(answers(places, engine or Local(BenchmarkWorker(plan, output))), 1):
+        number, _, index = places[at]
+        lost = isinstance(answer, HybridError)
+        found[places[at]] = ((ImageScore(plan.sets[number].names[index], error=str(answer)),), 0) if lost else answer
+        if on_progress is not None:
+            on_progress(done, plan.runs)
     rows: list[Row] = []
-    done = 0
-    for test_set in plan.sets:
-        for method in plan.methods:
-            scores, chosen = [], []
-            for index in range(len(test_set.names)) if method.run is not None else ():
-                found, choice = _try_score(test_set, method, index, output)
-                scores.append(found)
-                chosen.append(choice)
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, plan.runs)
-            rows += _rows(test_set, method, scores, chosen)
+    for number, test_set in enumerate(plan.sets):
+        for kind, method in enumerate(plan.methods):
+            of_row = [found[place] for place in places if place[:2] == (number, kind)]
+            rows += _rows(test_set, method, [scores for scores, _ in of_row], [choice for _, choice in of_row])
     return Benchmark(plan, tuple(rows))
 
 

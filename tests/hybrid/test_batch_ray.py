@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.batch import Batch, Engine, Local, run_batch
+from hybrid.batch import Batch, Engine, Local, answers, run_batch
 from hybrid.batch_options import BatchOptions
 from hybrid.batch_place import open_place
 from hybrid.batch_ray import OnRay
-from hybrid.errors import RequestError, ResourceError, WeightsError
+from hybrid.errors import InputError, RequestError, ResourceError, WeightsError
 from hybrid.journal import JOURNAL
 from tests.hybrid.batch_stubs import COUNTED, Capitals, Recipe, Watching, items_below
 
@@ -124,3 +124,19 @@ def test_a_worker_that_no_node_has_room_for_is_refused(folder: Path, tmp_path: P
 def test_options_of_ray_need_it() -> None:
     with pytest.raises(RequestError, match="--engine ray"):
         BatchOptions(workers=2)
+
+
+def test_answers_come_back_to_their_questions(folder: Path, tmp_path: Path, engine: OnRay) -> None:
+    (folder / "7.txt").write_text("why?")
+    (folder / "8.txt").write_text("bug")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    sources = sorted(folder.rglob("*.txt"), key=lambda path: path.name)
+    there = dict(answers([(source, tmp_path / "there" / source.name) for source in sources], engine))
+    here = dict(answers([(source, tmp_path / "here" / source.name) for source in sources[:-1]], Local(Capitals())))
+    lengths = [len(source.read_text()) for source in sources]
+    assert [there[place] for place in range(6)] == [here[place] for place in range(6)] == lengths[:6]
+    assert isinstance(here[6], InputError) and str(there[6]) == str(here[6]) and "asks a question" in str(here[6])
+    assert "A fault of the program: IndexError" in str(there[7])
+    with pytest.raises(IndexError):
+        list(answers([(sources[7], tmp_path / "here" / "8.txt")], Local(Capitals())))
