@@ -19,8 +19,7 @@ from scipy.ndimage import find_objects
 
 from data_specs import SegmentationSpec, find_volumes
 from data_specs.volume_files import VOLUME_SUFFIXES, volume_stem
-from hybrid.batch import Engine, Local, Tell, answers
-from hybrid.batch import Made as BatchMade
+from hybrid import batch
 from hybrid.errors import HybridError, InputError
 from medical.boundaries import boundary_figures
 from medical.geometry import Grid
@@ -249,9 +248,9 @@ class EvaluationWorker:
     plan: EvaluationPlan
     predict: Predict
 
-    def run(self, work: EvaluationCase, *, replace: bool = False, tell: Tell | None = None) -> BatchMade:
+    def run(self, work: EvaluationCase, *, replace: bool = False, tell: batch.Tell | None = None) -> batch.Made:
         """The report: the `CaseResult`."""
-        return BatchMade((), _evaluate(self.plan, work, self.predict))
+        return batch.Made((), _evaluate(self.plan, work, self.predict))
 
 
 def run_evaluation(
@@ -260,7 +259,7 @@ def run_evaluation(
     *,
     made: Made | None = None,
     on_progress: Progress | None = None,
-    engine: Engine | None = None,
+    engine: batch.Engine | None = None,
 ) -> Evaluation:
     """Score every case.
 
@@ -276,7 +275,7 @@ def run_evaluation(
     """
     start = time.perf_counter()
     results: dict[int, CaseResult] = {}
-    for place, answer in answers(plan.cases, engine or Local(EvaluationWorker(plan, predict))):
+    for place, answer in batch.answers(plan.cases, engine or batch.Local(EvaluationWorker(plan, predict))):
         case = plan.cases[place]
         results[place] = CaseResult(case.name, error=str(answer)) if isinstance(answer, HybridError) else answer
         if on_progress is not None:
