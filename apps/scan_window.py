@@ -60,7 +60,7 @@ def windows_of(values: np.ndarray, *, modality: str = "") -> tuple[Window, ...]:
     """
     found = _sample(values)
     least, dark, low, high, most = (float(value) for value in np.percentile(found, (0, 0.5, 1, 99, 100)))
-    automatic = _apart("automatic (percentiles 1 and 99)", low, high, least, most)
+    automatic = _apart("automatic (1 to 99 %)", low, high, least, most)
     full = _apart("full range", least, most, least, most)
     if modality == "CT" or (not modality and dark <= -500 and least >= -5000 and most <= 35000):
         return (*CT_WINDOWS, automatic, full)
