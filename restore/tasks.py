@@ -21,31 +21,20 @@ class Command:
     Attributes:
         name: What a user types after `restore`, and the task of its records.
         tasks: Tasks of the catalogue whose networks it takes.
-        model: Its default model, which ships with the package; None where none does.
+        model: Its default model, which ships with the package.
         tag: What stands behind the names of results that lie beside their input.
         against: What its networks are for, in words.
     """
 
     name: str
     tasks: tuple[Task, ...]
-    model: str | None
+    model: str
     tag: str
     against: str
 
-    def source(self, model: str | None, weights: Path | None) -> str | Path:
-        """What is to be loaded, by --model and --weights as they were given.
-
-        Raises:
-            RequestError: Neither was given, and no network ships.
-        """
-        source = weights if weights is not None else model
-        if source is None:
-            raise RequestError(
-                f"No network for {self.against} ships with the package yet.",
-                hint="Give --model NAME from `restore models list`, or --weights FILE; "
-                f"`restore train {self.name}-compact` trains a small one from photographs.",
-            )
-        return source
+    def source(self, model: str, weights: Path | None) -> str | Path:
+        """What is to be loaded, by --model and --weights as they were given."""
+        return weights if weights is not None else model
 
     def check_entry(self, entry: Entry) -> None:
         """Refuse a model of another task, by its entry in the catalogue.
@@ -94,7 +83,7 @@ SR = Command("sr", ("super-resolution",), "auto", "", "super-resolution")
 DEBLUR = Command("deblur", ("deblurring", "defocus"), "deblur-compact", "_deblurred", "blur")
 DENOISE = Command("denoise", ("denoising",), "denoise-compact", "_denoised", "noise")
 DEJPEG = Command("dejpeg", ("jpeg",), "dejpeg-compact", "_cleaned", "the traces of JPEG")
-FACE = Command("face", ("face",), None, "_restored", "faces")
+FACE = Command("face", ("face",), "face-compact", "_restored", "faces")
 COMMANDS = (SR, DEBLUR, DENOISE, DEJPEG, FACE)
 
 BEST: Literal["agreement", "re-blur"] = "agreement"

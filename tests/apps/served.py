@@ -108,6 +108,8 @@ def served(settings: Settings | None = None) -> Iterator[Served]:
     settings = replace(settings or Settings(), port=_free_port())
     before = dict(os.environ)  # the folder for files is the process's, and another app may be waiting
     app = make_app(settings)
+    for name in ("RESTORE_OFFLINE", "HF_HUB_OFFLINE"):  # other tests, which set them as they need, may run meanwhile
+        _restore(name, before)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -130,9 +132,13 @@ def served(settings: Settings | None = None) -> Iterator[Served]:
     finally:
         server.should_exit = True
         thread.join(PATIENCE)
-        for name in ("GRADIO_TEMP_DIR", "RESTORE_OFFLINE"):
-            os.environ.pop(name, None)
-            os.environ |= {name: before[name]} if name in before else {}
+        _restore("GRADIO_TEMP_DIR", before)
+
+
+def _restore(name: str, before: dict[str, str]) -> None:
+    """Set a variable of the environment as it was."""
+    os.environ.pop(name, None)
+    os.environ |= {name: before[name]} if name in before else {}
 
 
 def example(name: str = "osprey") -> Path:

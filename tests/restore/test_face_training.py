@@ -222,6 +222,7 @@ def test_parts_lie_where_the_template_has_them() -> None:
 @pytest.mark.parametrize(("loss", "name"), [(perceptual_loss, "vgg16"), (identity_loss, "arcface-resnet18")])
 def test_losses_without_their_weights_say_which(loss: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "empty"))
+    monkeypatch.delenv("RESTORE_OFFLINE", raising=False)
     with pytest.raises(WeightsError) as caught:
         loss(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
     assert f"restore models pull {name}" in str(caught.value) + (caught.value.hint or "")
@@ -355,7 +356,7 @@ def test_a_stopped_training_comes_to_the_same_numbers(tmp_path: Path, folder: Pa
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["face-compact-dictionary", "face-compact", "face-compact-nafnet"])
+@pytest.mark.parametrize("name", ["face-compact-dictionary", "face-compact", "face-compact-restoreformer"])
 def test_shipped_recipes_stay_below_three_million_parameters(name: str) -> None:
     from restore.models import family
 
