@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint audit sbom clean
 
 # torch first and pinned: resolved together with the rest, pip may pick a build with gigabytes of GPU libraries.
 $(STAMP): pyproject.toml constraints.txt
@@ -27,6 +27,22 @@ lint: $(STAMP)
 test: lint
 	@command -v chromium >/dev/null || echo "chromium is missing: tests of the app in a browser are skipped (apt-get install chromium)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Tools in an environment of their own: what they need is no dependency of the product.
+$(VENV)/tools/.installed: $(STAMP)
+	$(PYTHON) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $@
+
+# Known vulnerabilities of the pinned versions, as PyPI tells them; a version that it does not know is a failure (--strict).
+audit: $(VENV)/tools/.installed
+	{ cat constraints.txt; echo "$(firstword $(TORCH))"; } > $(VENV)/tools/pinned.txt
+	$(VENV)/tools/bin/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/tools/pinned.txt
+
+sbom: $(VENV)/tools/.installed
+	mkdir -p build
+	$(VENV)/tools/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file build/sbom.json
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -18,6 +19,7 @@ from data_specs.schema import DataSpec, Layout, Protocol, Published, Source, Sup
 from data_specs.segmentation_schema import SegmentationSpec
 from data_specs.volume_files import FoundVolumes, VolumeCase, find_volumes
 from hybrid.errors import InputError, RequestError
+from hybrid.plain_yaml import read_yaml
 
 __all__ = [
     "KINDS",
@@ -53,6 +55,8 @@ __all__ = [
 ]
 
 FOLDER = Path(__file__).resolve().parent
+
+MODEL = "Correct it there; data_specs/set5.yaml and msd-hippocampus.yaml show how one is written."
 
 # The kind of description that each task uses.
 KINDS: dict[str, type[DataSpec]] = {
@@ -146,13 +150,13 @@ def _own(folder: str | Path) -> dict[str, Any]:
 def _locate(name_or_path: str | Path, kind: type[DataSpec], task: str | None) -> Path:
     text = str(name_or_path)
     path = Path(text)
-    names = available(kind, task)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise RequestError(f"There is no file {path}.", hint=f"Give a YAML file or one of: {', '.join(names)}.")
+    if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
+    if path.suffix in (".yaml", ".yml"):
+        raise RequestError(f"There is no file {path}.", hint=f"Give a YAML file or one of: {', '.join(available(kind, task))}.")
     if text.lower() in {each.stem for each in FOLDER.glob("*.yaml")}:
         return FOLDER / f"{text.lower()}.yaml"
+    names = available(kind, task)  # which reads them all
     near = difflib.get_close_matches(text.lower(), names, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known sets: {', '.join(names)}."
     raise RequestError(f"There is no data set named {text!r}.", hint=hint)
@@ -161,12 +165,12 @@ def _locate(name_or_path: str | Path, kind: type[DataSpec], task: str | None) ->
 def _validated(path: Path, facts: dict[str, Any]) -> DataSpec:
     """One description of a file, its files beside the YAML by their whole paths."""
     task = facts.get("task")
-    if task not in KINDS:
-        raise InputError(f"{path}: unknown task {task!r}.", hint=f"Set task to one of: {', '.join(KINDS)}.")
+    if not isinstance(task, str) or task not in KINDS:
+        raise InputError(f"{path}: unknown task {reprlib.repr(task)}.", hint=f"Set task to one of: {', '.join(KINDS)}.")
     try:
         spec = KINDS[task].model_validate(facts)
     except ValidationError as error:
-        raise InputError(f"{path} is not a valid data set description: {_problems(error, KINDS[task])}.") from error
+        raise InputError(f"{path} is not a valid data set description: {_problems(error, KINDS[task])}.", hint=MODEL) from error
     beside: dict[str, Any] = {
         key: path.parent / value for key in ("pictures", "checksums") if (value := getattr(spec, key)) is not None
     }
@@ -181,22 +185,24 @@ def _read(path: Path) -> list[dict[str, Any]]:
     first = _read_yaml(path)
     others = first.pop("also", [])
     if not isinstance(others, list) or not all(isinstance(each, dict) for each in others):
-        raise InputError(f"{path} is not a valid data set description: also: a list of further tasks is needed.")
+        raise InputError(f"{path} is not a valid data set description: also: a list of further tasks is needed.", hint=MODEL)
     shared = {key: value for key, value in first.items() if key in DataSpec.model_fields}
     return [first, *(shared | each for each in others)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
+        facts = read_yaml(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.", hint="Check the path.") from error
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         line = f" in line {place.line + 1}" if place else ""
-        raise InputError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}.") from error
+        raise InputError(
+            f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}.", hint="Correct it there."
+        ) from error
     if not isinstance(facts, dict):
-        raise InputError(f"{path} is not a data set description: it holds no 'key: value' lines.")
+        raise InputError(f"{path} is not a data set description: it holds no 'key: value' lines.", hint=MODEL)
     return facts
 
 

@@ -168,7 +168,7 @@ def _listed(rule: Split, folder: Path) -> list[Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         for key in rule.keys:
             found = found[key]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} does not list the split {rule.name} under {'.'.join(rule.keys)}: {error}.",
             hint="Use the file that comes with the data set, or the split all.",

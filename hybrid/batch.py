@@ -10,6 +10,7 @@ network and does one item after the other; a recipe makes it, once in each proce
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -152,7 +153,8 @@ class _Run:
                 self._fail(item, error, Finished(error=error), None)
                 continue
             except OSError as error:
-                fault = OutputError(f"{error.filename} cannot be looked at: {error.strerror}.", hint="Check its permissions.")
+                repair = "Shorten its name." if error.errno == errno.ENAMETOOLONG else "Check its permissions."
+                fault = OutputError(f"{error.filename} cannot be looked at: {error.strerror}.", hint=repair)
                 self._fail(item, fault, Finished(error=fault), None)
                 continue
             if task is None:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from hybrid.errors import RequestError, WeightsError
+from hybrid.plain_yaml import read_yaml
 
 
 def _inside_package(text: str) -> str:
@@ -183,7 +184,7 @@ class Catalogue:
             WeightsError: The file is absent or does not follow the schema; the message names the first faults.
         """
         try:
-            document = _Document.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys))
+            document = _Document.model_validate(read_yaml(path))
         except OSError as error:
             raise WeightsError(f"The catalogue {path.name} cannot be read: {error.strerror}.", hint="Reinstall it.") from error
         except yaml.YAMLError as error:
@@ -226,14 +227,3 @@ class Catalogue:
         shipped = entry.files[scale].shipped if scale in entry.files else None
         path = self.package / shipped if shipped else None
         return path if path is not None and path.is_file() else None
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which PyYAML would keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-        return super().construct_mapping(node, deep)

@@ -87,6 +87,8 @@ def read_checkpoint(path: str | Path, *, allow_nan: bool = False) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         raise WeightsError(f"{path.name} is a folder, not a checkpoint file.", hint="Give one file inside it.")
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+        raise WeightsError(f"{path.name} is a pipe or device, not a checkpoint file.", hint="Give a file.")
     try:
         sha256 = sha256_file(path)
         tree, metadata = read_container(path)

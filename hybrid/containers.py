@@ -36,7 +36,7 @@ _HARMLESS: list[Any] = [
 # What torch.load lets through from its own parsing of a damaged file, besides UnpicklingError.
 _DAMAGE = (
     *(RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError),
-    *(AssertionError, OverflowError, struct.error),
+    *(AssertionError, OverflowError, struct.error, MemoryError),  # the last where a length in the file is absurd
 )
 GET_AGAIN = "Download the file again and compare its size with the publisher's page."
 _SAVE_PLAIN = "Ask its author for a state dict or a .safetensors file, which hold tensors and nothing else."

@@ -183,7 +183,7 @@ def tune_allocator(*, keep_freed: bool = False) -> bool:
     if not keep_freed:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it when it makes its first tensor
         settings = ((_M_MMAP_THRESHOLD, _MAPPED_FROM), (_M_TRIM_THRESHOLD, KEPT_FREED), (_M_TOP_PAD, _TOP_PAD))
-        return all([libc.mallopt(option, value) == 1 for option, value in settings])
+        return all(libc.mallopt(option, value) == 1 for option, value in settings)
     accepted = any(libc.mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in _HEAP_UP_TO)
     return accepted and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) == 1
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hybrid.keys import KeyMap
 from hybrid.loading import WeightsSource
+from hybrid.precision_check import Trial, Verdict
 
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Types in which a network may compute besides float32, by the names that users give."""
@@ -28,11 +29,17 @@ class Network(nn.Module):
         card: Its facts; a subclass says which class of card.
         precision: What it computes in: ``float32``, ``bf16`` or ``fp16``. It takes and returns float32 whatever it is.
         source: Where its weights came from; None for a network that was not loaded.
+        precision_verdict: Why it computes in that precision, where this was left to the program.
     """
 
     card: _Card
     precision: str = "float32"
     source: WeightsSource | None = None
+    precision_verdict: Verdict | None = None
+
+    def trial(self) -> Trial | None:
+        """A small tile that tells whether a lower precision does, on the network's device; None where none can tell."""
+        return None
 
 
 N = TypeVar("N", bound=Network)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from hybrid.errors import OutputError, RequestError
 from hybrid.locks import try_lock
@@ -77,6 +77,13 @@ class Entry:
         facts = {key: value for key, value in asdict(self).items() if value not in ("", {})}
         return json.dumps(facts, ensure_ascii=False, separators=(",", ":")) + "\n"
 
+    def _is_sound(self) -> bool:
+        """Whether values that were read are of the types that the attributes say."""
+        texts = (self.output, self.input, self.sha256, self.weights, self.options, self.error, self.hint, self.ended)
+        marks = all(isinstance(mark.sha256, str) and isinstance(mark.bytes, int) for mark in self.outputs.values())
+        numbers = isinstance(self.seconds, int | float) and isinstance(self.attempt, int) and self.status in get_args(Status)
+        return marks and numbers and all(isinstance(text, str) for text in texts)
+
     @classmethod
     def from_line(cls, line: str) -> Entry | None:
         """Read a line; None if it is none, such as a torn one. Unknown keys of a later version are passed over."""
@@ -84,7 +91,8 @@ class Entry:
             facts = json.loads(line)
             known = {f.name for f in fields(cls)}
             facts = {key: value for key, value in facts.items() if key in known}
-            return cls(**facts | {"outputs": {name: Mark(**mark) for name, mark in facts.get("outputs", {}).items()}})
+            found = cls(**facts | {"outputs": {name: Mark(**mark) for name, mark in facts.get("outputs", {}).items()}})
+            return found if found._is_sound() else None
         except (ValueError, TypeError, AttributeError, RecursionError):
             return None
 

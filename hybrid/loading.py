@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hybrid.errors import RequestError, WeightsError
-from hybrid.weights import Origin, Resolved
+from hybrid.weights import Origin, Resolved, Store
 
 if TYPE_CHECKING:
     from hybrid.checkpoints import Checkpoint
@@ -66,6 +66,7 @@ def build_network(
     device: str = "auto",
     precision: str = "float32",
     config: Mapping[str, Any],
+    work: int | None = None,
 ) -> N:
     """The network of a checkpoint: recognised, built, loaded strictly, in eval mode on its device.
 
@@ -74,8 +75,9 @@ def build_network(
         checkpoint: What is in it.
         families: The architectures it may be of, by their registry names.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        precision: ``float32``, ``bf16``, ``fp16`` or ``auto``.
+        precision: ``float32``, ``bf16``, ``fp16`` or ``auto``, which `hybrid.precision_check` decides.
         config: What a checkpoint cannot tell, by the names of the family's options.
+        work: Pixels or voxels that it will be run on, for ``auto``; None where that is much or not known.
 
     Raises:
         RequestError: An option that the family has not, or a device or precision that cannot be had.
@@ -84,6 +86,7 @@ def build_network(
     from hybrid.checkpoints import load_strict, recognise
     from hybrid.devices import choose_device, choose_precision
     from hybrid.initialisation import SkipRandomFill
+    from hybrid.precision_check import settle
 
     target = choose_device(device)
     kind = families[recognise(checkpoint.state, families)]
@@ -95,7 +98,8 @@ def build_network(
         told = (found.entry.options if found.entry else {}) | json.loads(checkpoint.metadata.get(OPTIONS, "{}"))
         with SkipRandomFill():
             network = kind.build(checkpoint.state, **{key: told[key] for key in kind.options if key in told} | dict(config))
-    except (IndexError, KeyError, TypeError, ValueError) as error:  # a name, an axis or a number that does not go with the rest
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        # a name, an axis or a number that does not go with the rest
         raise WeightsError(
             f"{found.path.name} has names of {kind.name}, but no such network has its names and shapes: "
             f"{type(error).__name__} {error}.",
@@ -110,4 +114,7 @@ def build_network(
         origin=found.origin,
         notice=found.entry.notice if found.entry else None,
     )
-    return network.to(target).eval().requires_grad_(False)
+    network.to(target).eval().requires_grad_(False)
+    if precision == "auto" and network.precision != "float32":
+        settle(network, work=work, cache=Store.from_environment().folder)
+    return network

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hybrid.errors import RequestError
+from hybrid.plain_yaml import read_yaml
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -41,14 +42,10 @@ def read_recipe(source: str | Path, kind: type[Kind], package: str) -> Kind:
     shipped = resources.files(package) / "recipes"
     path = Path(source)
     try:
-        text = (shipped / f"{source}.yaml" if path.suffix == "" else path).read_text(encoding="utf-8")
+        return kind.model_validate(read_yaml(shipped / f"{source}.yaml" if path.suffix == "" else path))
     except OSError as error:
         names = ", ".join(sorted(p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml")))
         raise RequestError(f"There is no recipe {str(source)!r}.", hint=f"Give a YAML file or one of: {names}.") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path.name} is no text.", hint="Give a recipe in YAML.") from error
-    try:
-        return kind.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise RequestError(f"{path.name} is not YAML: {error}.", hint="Correct the file.") from error
     except ValidationError as error:

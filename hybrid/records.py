@@ -56,6 +56,7 @@ class Record:
         versions: Names and versions of the software; see `versions`.
         notes: What else the reader must know, such as a fallback that took place.
         figures: Numbers that belong to the result, such as the scale of a map; plain JSON values, left out where there are none.
+        precision_check: Why the precision was chosen, where it was left to the program; left out where it was not.
     """
 
     task: str
@@ -76,6 +77,7 @@ class Record:
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
     notes: tuple[str, ...] = ()
     figures: Mapping[str, object] = field(default_factory=dict)
+    precision_check: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("input", "output", "weights"):
@@ -87,7 +89,7 @@ class Record:
     def to_dict(self) -> dict[str, object]:
         """The record as plain JSON types, keys in the order of the attributes."""
         facts = asdict(self) | {"versions": dict(self.versions), "notes": list(self.notes)}
-        return {key: value for key, value in facts.items() if key != "figures" or value}
+        return {key: value for key, value in facts.items() if key not in ("figures", "precision_check") or value}
 
     def to_json(self, *, compact: bool = False) -> str:
         """The record as JSON: indented for a side file, or `compact` on one line for PNG text, TIFF tags and logs."""

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from hybrid.errors import RequestError, WeightsError
+from hybrid.processes import ending_together, share_statistics, start
 
 Sample = tuple[np.ndarray, np.ndarray]
 """Input and target of one sample, float32, channels first."""
@@ -95,14 +96,27 @@ def train(
     a run that finds a checkpoint there goes on from it.
 
     Args:
-        devices: Processes to run on, one device each; under `torchrun` its number of processes a machine.
+        devices: Processes to run on this machine, one device each. Under `torchrun`, which starts them on any number of
+            machines, leave it 1; `folder` need only be the first process' then.
         on_progress: Called with steps done, all steps, and the newest figures, on the first process only.
 
     Raises:
         RequestError: The batch cannot be shared among the processes, or the extra `train` is not installed.
+        ResourceError: Of several processes another one has ended.
         WeightsError: The checkpoint in `folder` belongs to another network.
     """
-    fabric = _fabric(settings, devices, accelerator)
+    fabric = start(settings.precision, devices, accelerator)
+    with ending_together(fabric.world_size):
+        return _train(task, settings, folder, fabric, on_progress)
+
+
+def _train(
+    task: Task,
+    settings: TrainSettings,
+    folder: Path,
+    fabric: Any,
+    on_progress: Callable[[int, int, dict[str, float]], None] | None,
+) -> nn.Module:
     if settings.batch % fabric.world_size:
         raise RequestError(
             f"A batch of {settings.batch} cannot be shared by {fabric.world_size} processes.",
@@ -112,8 +126,10 @@ def train(
     optimizer = torch.optim.AdamW(
         task.network.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
     )
+    if fabric.world_size > 1:
+        share_statistics(task.network)
     network, optimizer = fabric.setup(task.network, optimizer)
-    step = _resume(folder, network, average, optimizer)
+    step = _resume(folder, network, average, optimizer, fabric)
     log = _Log(folder, settings.tensorboard) if fabric.is_global_zero else None
     spent = log.seconds_until(step) if log else 0.0
     started, losses = time.perf_counter() - spent, []
@@ -157,39 +173,6 @@ def train(
     return average
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes: of several in one training, only the first."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_rank() == 0
-
-
-def _fabric(settings: TrainSettings, devices: int, accelerator: str) -> Any:
-    try:
-        from lightning_fabric import Fabric
-    except ImportError as error:
-        raise RequestError(
-            "Training needs Lightning Fabric, which is not installed.", hint="pip install 'hybrid-imaging[train]'"
-        ) from error
-    if settings.precision == "32-true":
-        fabric = Fabric(accelerator=accelerator, devices=devices)
-    else:
-        device = Fabric(accelerator=accelerator, devices=1).device.type
-        fabric = Fabric(accelerator=accelerator, devices=devices, plugins=_mixed(settings.precision, device))
-    fabric.launch()
-    return fabric
-
-
-def _mixed(precision: str, device: str) -> Any:
-    """Fabric's mixed precision, but for the input, which it would round: a picture in bfloat16 has fewer than 256 levels."""
-    from lightning_fabric.plugins.precision import MixedPrecision
-
-    class WholeInput(MixedPrecision):
-        def convert_input(self, data: Any) -> Any:
-            return data
-
-    return WholeInput(precision, device)  # type: ignore[arg-type]
-
-
 def _batch(sample: Callable, settings: TrainSettings, step: int, fabric: Any) -> tuple[Tensor, Tensor]:
     """This process' part of the global batch of one step."""
     share = settings.batch // fabric.world_size
@@ -223,28 +206,45 @@ def _save(folder: Path, network: Any, average: nn.Module, optimizer: Any, step: 
         "step": step,
     }
     last, part = folder / "last.pt", folder / "last.pt.part"
-    torch.save(state, part)
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())  # it is to be whole after a loss of power too
     if last.exists():
         os.replace(last, folder / "previous.pt")
     os.replace(part, last)
 
 
-def _resume(folder: Path, network: Any, average: nn.Module, optimizer: Any) -> int:
-    """Load the newest checkpoint in `folder`, and return the step to go on from (0 when there is none)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = next((p for p in (folder / "last.pt", folder / "previous.pt") if p.exists()), None)
-    if path is None:
+def _resume(folder: Path, network: Any, average: nn.Module, optimizer: Any, fabric: Any) -> int:
+    """Load the newest checkpoint in `folder`, and return the step to go on from (0 when there is none).
+
+    The first process reads it for all of them, which so begin at the same step wherever they run.
+    """
+    found = fabric.broadcast(_newest(folder) if fabric.is_global_zero else None)
+    if found is None:
         return 0
+    name, state = found
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         network.module.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-    except (EOFError, KeyError, RuntimeError, ValueError, UnpicklingError) as error:
+        return int(state["step"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{path.name} in the run folder is no checkpoint of a training of this network.", hint="Give another --output folder."
+            f"{name} in the run folder is no checkpoint of a training of this network.", hint="Give another --output folder."
         ) from error
-    return int(state["step"])
+
+
+def _newest(folder: Path) -> tuple[str, Any] | None:
+    """Name and contents of the newest checkpoint, without contents where it cannot be read; None where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = next((p for p in (folder / "last.pt", folder / "previous.pt") if p.exists()), None)
+    if path is None:
+        return None
+    try:
+        return path.name, torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, ValueError, UnpicklingError):
+        return path.name, None
 
 
 class _Log:

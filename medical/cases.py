@@ -101,7 +101,7 @@ class Folder:
             raise InputError(
                 f"{path.name} holds no dataset.json: {error.strerror}.", hint="Give --data with the folder of a data set."
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"The dataset.json of {path.name} lists no cases under splits.train and splits.val.",
                 hint='Add "splits": {"train": ["case_1", ...], "val": ["case_2", ...]} to it.',

@@ -11,6 +11,7 @@ from hybrid.batch_options import Address, BatchOptions, Engine, RetryFailed, Thr
 from medical.cli_compare import compare
 from medical.cli_detection import detect_evaluate
 from medical.cli_evaluate import evaluate
+from medical.cli_export import export
 from medical.cli_models import models
 from medical.cli_pretrain import pretrain
 from medical.cli_restore_evaluate import restore_evaluate
@@ -71,6 +72,13 @@ def segment(
         bool, typer.Option("--save-probabilities", help="Write the probability of each class too.")
     ] = False,
     report: Annotated[bool, typer.Option(help="Write statistics, preview and report.")] = True,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Write DICOM SEG without the patient's identity, its UIDs replaced.")
+    ] = False,
+    deidentify_key: Annotated[
+        Path | None,
+        typer.Option(help="The same, by the key in a file, so that UIDs are always replaced alike. Default: a new one a run."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")] = False,
     memory: Annotated[str | None, typer.Option(help="Most memory the process may take, such as 4GB.")] = None,
     threads: Threads = None,
@@ -115,6 +123,8 @@ def segment(
             fill_holes=fill_holes,
             probabilities=save_probabilities,
             report=report,
+            deidentify=deidentify,
+            deidentify_key=deidentify_key,
             overwrite=overwrite,
             memory=memory,
             device=device,
@@ -200,3 +210,4 @@ app.command()(stats)
 app.command()(pretrain)
 app.command()(train)
 app.command()(transfer)
+app.command()(export)

@@ -16,7 +16,9 @@ def pretrain(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for log, checkpoints, encoder and record.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Other number of steps than the recipe's.")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Processes, one device each.")] = 1,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, one device each; leave it out under torchrun.")
+    ] = 1,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and nothing told of the data.")] = False,
 ) -> None:
@@ -27,7 +29,7 @@ def pretrain(
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
-    from hybrid.training import is_first_process
+    from hybrid.processes import is_first_process
     from medical.pretraining import load_recipe, run, write_result
 
     chosen = load_recipe(recipe)
@@ -43,11 +45,11 @@ def pretrain(
             progress.update(task, completed=done, total=total, figures=text)
 
         def tell(line: str) -> None:
-            if not quiet:
+            if not quiet and is_first_process():
                 progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         network, facts = run(chosen, data, output, devices=devices, accelerator=accelerator, on_start=tell, on_progress=show)
-    for name, reason in facts["left_out"].items():
+    for name, reason in facts["left_out"].items() if is_first_process() else ():
         typer.echo(f"Warning: {name} is left out: {reason}", err=True)
     for path in write_result(network, facts, output, chosen.name):
         typer.echo(str(path))

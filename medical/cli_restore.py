@@ -121,6 +121,8 @@ def _load(request: Request, talk: Console) -> Restorer:
         restorer = build_restorer(found, protocol=protocol, device=request.device, precision=request.precision)
     if restorer.network.source is not None and restorer.network.source.notice:
         talk.print(restorer.network.source.notice, style="dim")
+    if (verdict := restorer.network.precision_verdict) is not None and verdict.worth_telling:
+        talk.print(verdict.sentence, style="dim")
     return restorer
 
 
@@ -167,7 +169,7 @@ def _engine(restorer: Restorer, settings: FileSettings, request: Request, severa
         sha256=source.sha256,
         protocol=restorer.protocol,
         device=request.device,
-        precision=request.precision,
+        precision=restorer.network.precision,  # as it was decided here, on every machine
         threads=threads,
         settings=settings,
         resume=several,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from hybrid.devices import set_threads
 from hybrid.errors import HybridError, InputError, RequestError
 from hybrid.loading import portable_source
 from hybrid.memory import format_size, parse_size
+from hybrid.plain_yaml import parse_yaml, read_yaml
 from hybrid.remote import Mirror, localised
 from medical.cli_batch import REMOTE_ENDINGS, Failure, ScanWatcher, format_duration, raise_failures, tell_failure
 from medical.inputs import Job, plan_jobs, read_scan
@@ -33,6 +34,9 @@ from medical.segment_batch import Networks, SegmentRecipe, SegmentWorker, items_
 from medical.segment_files import Outcome, members_of
 from medical.segment_outputs import FileSettings, Format, check_jobs, check_targets, possible_outputs
 from medical.segmentation import SegmentSettings, plan_volume, protocol_of, seconds_per_window
+
+if TYPE_CHECKING:
+    from medical.deidentification import Pseudonyms
 
 FAST_OVERLAP = 0.25
 """Overlap of windows with --fast: a third of the windows that half an overlap takes in a large scan."""
@@ -61,6 +65,8 @@ class Request:
     fill_holes: bool
     probabilities: bool
     report: bool
+    deidentify: bool
+    deidentify_key: Path | None
     overwrite: bool
     memory: str | None
     device: str
@@ -95,7 +101,17 @@ class Request:
             probabilities=self.probabilities,
         )
         protocol = read_protocol(self.protocol) if self.protocol is not None else None
-        return FileSettings(run, self.format, self.report, self.overwrite, self.volume, self.series, protocol, self.uncertainty)
+        settings = FileSettings(
+            run, self.format, self.report, self.overwrite, self.volume, self.series, protocol, self.uncertainty
+        )
+        return replace(settings, pseudonyms=self._pseudonyms())
+
+    def _pseudonyms(self) -> Pseudonyms | None:
+        if not (self.deidentify or self.deidentify_key is not None):
+            return None
+        from medical.deidentification import Pseudonyms
+
+        return Pseudonyms.read(self.deidentify_key) if self.deidentify_key is not None else Pseudonyms()
 
 
 def run(request: Request) -> None:
@@ -123,7 +139,9 @@ def _run(request: Request, mirror: Mirror | None) -> None:
         check_targets(jobs[0], settings)
     folder = output_folder(request.inputs, request.output, [(job.source, job.target) for job in jobs])
     with open_place(folder, mirror, retry_failed=request.batch.retry_failed) as place:
-        networks = tuple(_load(replace(request, source=source), talk) for source in (request.source, *request.ensemble))
+        first = _load(request, talk)
+        alike = replace(request, precision=first.precision)
+        networks = (first, *(_load(replace(alike, source=source), talk) for source in request.ensemble))
         protocol_of(networks[0], settings.protocol)  # of no scan's making: one complaint, not one for each
         if settings.uncertainty:
             members_of(networks, settings)
@@ -143,10 +161,10 @@ def read_protocol(path: Path) -> Protocol:
         InputError: It cannot be read, or is no protocol; the message names the first faults.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except OSError as error:
         raise InputError(f"The protocol {path} cannot be read: {error.strerror}.", hint="Check the path.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
         raise InputError(f"{path.name} is no YAML file.", hint="Write it as in the documentation of protocols.") from error
     try:
         return Protocol.model_validate(raw)
@@ -165,6 +183,8 @@ def _load(request: Request, talk: Console) -> SegmentationNetwork:
 
         found = find_weights(request.source, on_progress=on_download)
         network = build(found, device=request.device, precision=request.precision, **network_options(request.options))
+    if (verdict := network.precision_verdict) is not None and verdict.worth_telling:
+        talk.print(verdict.sentence, style="dim")
     return network
 
 
@@ -176,7 +196,7 @@ def network_options(texts: Sequence[str]) -> dict[str, Any]:
         if not name or not equals:
             raise RequestError(f"--option {text} is not understood.", hint="Write NAME=VALUE, such as merging=merging15.")
         try:
-            options[name] = yaml.safe_load(value)
+            options[name] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise RequestError(f"The value of --option {text} is not understood.", hint="Write a name or number.") from error
     return options
@@ -224,7 +244,7 @@ def _engine(networks: Networks, settings: FileSettings, request: Request, severa
         sources=tuple(portable_source(*pair) for pair in zip(asked, found, strict=True)),
         sha256=tuple(source.sha256 for source in found),
         device=request.device,
-        precision=request.precision,
+        precision=networks[0].precision,  # as it was decided here, on every machine
         threads=torch.get_num_threads(),
         settings=settings,
         resume=several,

@@ -21,7 +21,9 @@ def train(
         str | None, typer.Option(help="Train on this share (0.1) or number (18) of the cases alone, chosen by the recipe's seed.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Other number of steps than the recipe's.")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Processes, one device each.")] = 1,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, one device each; leave it out under torchrun.")
+    ] = 1,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and nothing told of the data.")] = False,
 ) -> None:
@@ -35,7 +37,7 @@ def train(
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
     from hybrid.errors import RequestError
-    from hybrid.training import is_first_process
+    from hybrid.processes import is_first_process
     from medical import restoration_training, training
 
     restores = restoration_training.is_restoration(recipe)
@@ -58,11 +60,11 @@ def train(
             progress.update(task, completed=done, total=total, figures=text)
 
         def tell(line: str) -> None:
-            if not quiet:
+            if not quiet and is_first_process():
                 progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         network, facts = kind.run(chosen, data, output, devices=devices, accelerator=accelerator, on_start=tell, on_progress=show)
-    for warning in facts["warnings"]:
+    for warning in facts["warnings"] if is_first_process() else ():
         typer.echo(f"Warning: {warning}", err=True)
     for path in kind.write_result(network, facts, output, chosen.name):
         typer.echo(str(path))

@@ -67,12 +67,13 @@ def _fields(path: Path) -> dict[str, Any]:
     import yaml
 
     from hybrid.errors import InputError
+    from hybrid.plain_yaml import read_yaml
 
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = read_yaml(path)
     except OSError as error:
         raise InputError(f"The protocol {path} cannot be read: {error.strerror}.", hint="Check the path.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
         raise InputError(f"{path.name} is no YAML file.", hint="Write fields such as patch: [64, 64, 64].") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path.name} holds no fields.", hint="Write fields such as patch: [64, 64, 64].")

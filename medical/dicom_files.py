@@ -19,7 +19,7 @@ import psutil
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from hybrid.errors import InputError, ResourceError
 
@@ -35,6 +35,7 @@ MAX_MEMBERS = 200_000
 MAX_UNPACKED = 64 << 30
 _DEFLATE_LIMIT = 1032  # no deflate stream unpacks to more than this many times its size
 _SNIFF = 132
+_META = 4096  # bytes within which file meta information says the transfer syntax
 # Old files begin without the preamble: with the group length, or another first tag of groups 2 or 8, little endian.
 _BARE = tuple(
     bytes((group, 0, element, 0))
@@ -144,6 +145,7 @@ def read_dataset(stream: BinaryIO, *, pixels: bool = False) -> Dataset:
     Raises:
         One of `UNREADABLE`: It is damaged.
     """
+    _check_deflated(stream)
     try:
         dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=True)
     except OSError as error:
@@ -156,6 +158,27 @@ def read_dataset(stream: BinaryIO, *, pixels: bool = False) -> Dataset:
         known = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = known
     return dataset
+
+
+def _check_deflated(stream: BinaryIO) -> None:
+    """Refuse a deflated file that unpacks to more than memory holds; pydicom would unpack it at once."""
+    begin = stream.tell()
+    try:
+        head = stream.read(_META)
+        if DeflatedExplicitVRLittleEndian.encode() not in head:
+            return
+        stream.seek(begin)
+        pydicom.filereader.read_preamble(stream, True)
+        pydicom.filereader._read_file_meta_info(stream)  # stops where the deflated part begins
+        inflate, unpacked, most = zlib.decompressobj(-zlib.MAX_WBITS), 0, psutil.virtual_memory().available // 4
+        while chunk := inflate.unconsumed_tail or stream.read(1 << 16):
+            unpacked += len(inflate.decompress(chunk, 1 << 20))
+            if unpacked > most:
+                raise ResourceError(
+                    "A deflated DICOM file unpacks to more than the memory holds.", hint="Export it uncompressed."
+                )
+    finally:
+        stream.seek(begin)
 
 
 def read_headers(files: Iterable[DicomFile]) -> tuple[list[tuple[DicomFile, Dataset]], int]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from hybrid.errors import InputError
+from medical.dicom_codecs import decode_frame
 from medical.dicom_files import contents, quiet, read_dataset
 from medical.dicom_frames import UNREADABLE_VALUE, Frame, number, text
 from medical.dicom_pixels import read_frames
@@ -54,7 +55,11 @@ def _colours(frame: Frame) -> np.ndarray:
     for _, stream in contents([frame.file]):
         try:
             dataset = read_dataset(stream, pixels=True)
-            stored, _ = get_decoder(UID(dataset.file_meta.TransferSyntaxUID)).as_array(dataset, index=0, raw=False)
+            syntax = UID(dataset.file_meta.TransferSyntaxUID)
+            if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
+                stored = decode_frame(dataset, 0, raw=False)
+            else:
+                stored, _ = get_decoder(syntax).as_array(dataset, index=0, raw=False)
         except _UNDECODABLE as error:
             raise InputError(
                 f"The pixels of {frame.file.path.name} are damaged or cannot be decoded.", hint="Export it again."

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
 from pydicom.pixels import apply_modality_lut, get_decoder
-from pydicom.uid import UID, JPEGExtended12Bit
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from hybrid.errors import InputError, ResourceError
+from medical.dicom_codecs import decode_frame
 from medical.dicom_files import UNREADABLE, UNREADABLE_VALUE, DicomFile, contents, quiet, read_dataset
 from medical.dicom_frames import Frame, number, text
 
@@ -91,6 +91,8 @@ def _plan(frames: Sequence[Frame]) -> _Plan:
     bits = [number(frame.header, "BitsStored") for frame in frames]  # files of float pixels have none
     if not shared or table or None in bits:
         return _Plan(np.dtype(np.float32), None, modality)
+    if (k := next((k for k, stored in enumerate(bits) if not 1 <= (stored or 0) <= 64), None)) is not None:
+        raise _damaged(k)
     low, high = 0, 0
     for frame, stored in zip(frames, bits, strict=True):
         signed = number(frame.header, "PixelRepresentation") == 1
@@ -119,8 +121,8 @@ def _decode(dataset: Dataset, frame: Frame, k: int) -> np.ndarray:
     """(rows, columns) stored numbers of a slice."""
     syntax = UID(_syntax(dataset))
     try:
-        if syntax == JPEGExtended12Bit and number(dataset, "BitsStored") != 8:
-            stored = _decode_12_bit_jpeg(dataset, frame)
+        if syntax.is_compressed and syntax != DeflatedExplicitVRLittleEndian:
+            stored = decode_frame(dataset, frame.number - 1)
         else:
             stored = get_decoder(syntax).as_array(dataset, index=frame.number - 1, raw=True)[0]
     except _UNDECODABLE as error:
@@ -128,27 +130,6 @@ def _decode(dataset: Dataset, frame: Frame, k: int) -> np.ndarray:
     if stored.shape != (frame.size[1], frame.size[0]):
         raise _damaged(k)
     return stored
-
-
-def _decode_12_bit_jpeg(dataset: Dataset, frame: Frame) -> np.ndarray:
-    """Lossy JPEG of more than 8 bits, which pydicom's use of GDCM leaves out and GDCM itself can decode."""
-    import gdcm
-
-    coded = get_frame(dataset.PixelData, frame.number - 1, number_of_frames=int(number(dataset, "NumberOfFrames") or 1))
-    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
-    fragment.SetByteStringValue(coded)
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((*frame.size, 1))
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
-    image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, int(dataset.PixelRepresentation)))
-    image.SetDataElement(element)
-    buffer = image.GetBuffer().encode("utf-8", "surrogateescape")
-    return np.frombuffer(buffer, "<i2" if dataset.PixelRepresentation else "<u2").reshape(frame.size[1], frame.size[0])
 
 
 def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame, plan: _Plan) -> np.ndarray:

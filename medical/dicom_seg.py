@@ -17,6 +17,7 @@ from pydicom.uid import MRImageStorage
 
 from hybrid.errors import OutputError, RequestError
 from hybrid.records import replacing
+from medical.deidentification import finish, is_deidentified
 from medical.dicom_files import UNREADABLE, UNREADABLE_VALUE, quiet
 from medical.dicom_frames import Frame, number, numbers, text, uid
 from medical.notice import RESEARCH_USE
@@ -63,7 +64,7 @@ def write_seg(
     Args:
         path: The file, by custom .dcm.
         labels: (i, j, k) integers on the scan's grid; 0 is the background.
-        volume: The scan, from `medical.dicom`.
+        volume: The scan, from `medical.dicom`, or from `medical.deidentification`.
         structures: What the numbers mean; every number in the map must be one of them.
         algorithm: Name of the network.
         version: Its version, such as the beginning of its weights' hash.
@@ -81,7 +82,10 @@ def write_seg(
         raise OutputError(fault, hint=INSTEAD)
     try:
         with replacing(path) as part:
-            _segmentation(numbered, frames, volume, structures, (algorithm, version), by_hand).save_as(part)
+            segmentation = _segmentation(numbered, frames, volume, structures, (algorithm, version), by_hand)
+            if is_deidentified(frames[0].header):
+                finish(segmentation)
+            segmentation.save_as(part)
             _check(part, numbered, frames, structures)
     except UNREADABLE as error:
         # What highdicom says is not passed on, since it may quote the patient's tags.

@@ -190,7 +190,7 @@ def _take_published_protocol(network: SegmentationNetwork, file_name: str) -> No
 def _json(file_name: str, name: str, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"The header of {file_name} has {name} that are no JSON.", hint="Write the file again.") from error
     if not isinstance(value, dict):
         raise WeightsError(f"The header of {file_name} has {name} that are no JSON object.", hint="Write the file again.")

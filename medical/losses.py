@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hybrid.processes import together
 from hybrid.recipes import Part
 from medical.protocol import Protocol, Region
 
@@ -23,7 +24,7 @@ class LossPart(Part):
     """Dice loss plus cross entropy (Isensee et al., nnU-Net, Nature Methods 2021), in equal parts.
 
     Attributes:
-        batch: Whether Dice is of all samples of a batch together, not the mean of theirs.
+        batch: Whether Dice is of all samples of a batch together, those of other processes too, not the mean of theirs.
         background: Whether Dice has the background among its classes; regions have none.
     """
 
@@ -52,13 +53,14 @@ class ClassLoss:
     def __init__(self, values: Sequence[int], *, batch: bool, background: bool) -> None:
         from monai.losses import DiceLoss
 
-        self.values = values
+        self.values, self.batch = values, batch
         self.dice = DiceLoss(softmax=True, include_background=background, batch=batch, soft_label=True)
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss."""
         wanted = shares(target, self.values)
-        return self.dice(logits, wanted) + F.cross_entropy(logits, wanted)
+        judged = (together(logits), together(wanted)) if self.batch else (logits, wanted)
+        return self.dice(*judged) + F.cross_entropy(logits, wanted)
 
 
 class RegionLoss:
@@ -73,7 +75,7 @@ class RegionLoss:
     def __init__(self, regions: Sequence[Region], values: Sequence[int], *, batch: bool) -> None:
         from monai.losses import DiceLoss
 
-        self.values = values
+        self.values, self.batch = values, batch
         ordered = sorted(regions, key=lambda region: region.channel)
         self.members = torch.tensor([[float(value in region.values) for value in (0, *values)] for region in ordered])
         self.dice = DiceLoss(sigmoid=True, batch=batch, soft_label=True)
@@ -82,7 +84,8 @@ class RegionLoss:
         """The loss."""
         # A voxel's share of a region is the sum of its shares of the labels in it.
         wanted = torch.einsum("rv,bv...->br...", self.members.to(logits.device), shares(target, self.values))
-        return self.dice(logits, wanted) + F.binary_cross_entropy_with_logits(logits, wanted)
+        judged = (together(logits), together(wanted)) if self.batch else (logits, wanted)
+        return self.dice(*judged) + F.binary_cross_entropy_with_logits(logits, wanted)
 
 
 def shares(target: Tensor, values: Sequence[int]) -> Tensor:

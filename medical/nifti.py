@@ -38,6 +38,7 @@ MILLIMETRES = {"unknown": 1.0, "meter": 1000.0, "mm": 1.0, "micron": 0.001}
 _QFORM_FIELDS = ("pixdim", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _PIECE = 1 << 24
 _DEFLATE_LIMIT = 1032  # no deflate stream unpacks to more than this many times its size
+_MOST_EXTENSIONS = 64 << 20
 _SAME_AFFINE = 1e-3  # mm
 _ONE_AT_A_TIME = threading.Lock()  # filters of warnings and logs belong to the process
 _UNREADABLE = (ImageFileError, HeaderDataError, HeaderTypeError)
@@ -168,6 +169,8 @@ def open_nifti(path: Path) -> NiftiFile:
         kind = "colours" if dtype.kind == "V" else "complex numbers"
         raise InputError(f"{path.name} holds {kind} where one number a voxel is needed.", hint="Export the scan itself.")
     offset = int(image.dataobj.offset)
+    if offset < 0:
+        raise _damaged(path, f"its voxels begin at byte {offset}")
     _check_size(path, data, offset + math.prod(shape) * count * dtype.itemsize)
     origin, affine, remarks = _geometry(path, image)
     try:
@@ -192,6 +195,7 @@ def _load(path: Path) -> Any:
     try:
         path.open("rb").close()  # of what may not be read nibabel says that it is no image
         with _quiet():
+            _check_extensions(path)
             image = nib.load(path)
     except FileNotFoundError as error:
         raise InputError(f"{path.name} lacks the other file of its pair.", hint="Keep .hdr and .img together.") from error
@@ -216,6 +220,27 @@ def _load(path: Path) -> Any:
     if not _data_path(image).is_file():
         raise InputError(f"{path.name} has no {_data_path(image).name} beside it.", hint="Keep .hdr and .img together.")
     return image
+
+
+def _check_extensions(path: Path) -> None:
+    """Refuse a packed header whose extensions would unpack to more than texts are; nibabel reads them at once."""
+    name = path.name.lower()
+    if not name.endswith(".gz"):
+        return  # they cannot be larger than the file
+    try:
+        with gzip.open(path) as stream:
+            head = stream.read(540).ljust(540, b"\0")
+            if name.endswith(".hdr.gz"):
+                stream.seek(_MOST_EXTENSIONS)
+                offset = _MOST_EXTENSIONS + len(stream.read(1))
+            elif 348 in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")):
+                offset = struct.unpack_from("<f" if head[0] == 0x5C else ">f", head, 108)[0]
+            else:
+                offset = struct.unpack_from("<q" if head[0] == 0x1C else ">q", head, 168)[0]
+    except (OSError, EOFError, zlib.error):
+        return  # nibabel says what it is
+    if offset > _MOST_EXTENSIONS:
+        raise _damaged(path, f"its header promises extensions of more than {_MOST_EXTENSIONS >> 20} MB")
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from hybrid.checkpoints import write_checkpoint
 from hybrid.errors import InputError, RequestError
 from hybrid.memory import available_bytes
+from hybrid.processes import is_first_process, processes_here
 from hybrid.recipes import NetworkPart, Part, read_recipe
-from hybrid.training import Task, TrainSettings, is_first_process, train
+from hybrid.training import Task, TrainSettings, train
 from hybrid.training_record import Curve, write_training
 from medical.loading import file_header
 from medical.models import family
@@ -186,14 +187,9 @@ def run(
         InputError: There are no scans that can be used.
         WeightsError: The weights to start from are absent or of another network.
     """
-    if recipe.training.batch < 2 * devices:
-        raise RequestError(
-            f"A batch of {recipe.training.batch} leaves {devices} processes less than two crops each.",
-            hint="Views are told from those of other crops of the same process: raise `training.batch`.",
-        )
     network, protocol = make_network(recipe), recipe.protocol
     started = begin(network, recipe.start_from) if recipe.start_from else {}
-    training, held_out, licence = _scans(recipe, data, room=available_bytes() // (2 * devices))
+    training, held_out, licence = _scans(recipe, data, room=available_bytes() // (2 * processes_here(devices)))
     if on_start:
         on_start(f"{len(training)} scans to train on, {len(held_out) if held_out else 'none'} held out")
         for each in started.values():

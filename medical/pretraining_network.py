@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.normalisation import instance_norm
+from hybrid.processes import together
 from medical.models.unet_blocks import CONVOLUTIONS, SLOPE
 from medical.pretext import PretextPart
 
@@ -128,7 +129,11 @@ class PretextLoss:
         self.pretext = pretext
 
     def __call__(self, answers: Answers, target: Tensor) -> Tensor:
-        """The loss of answers to views, with the target (B, 2, C + 1, *patch) that `medical.pretext.Views` gives."""
+        """The loss of answers to views, with the target (B, 2, C + 1, *patch) that `medical.pretext.Views` gives.
+
+        Of several processes, which all must call it, each has its own views; they are told from those of all.
+        """
+        answers = answers._replace(embedding=together(answers.embedding))
         losses, weights = torch.stack(self.terms(answers, target)), self.pretext.weights
         if weights == "learned":
             variance = answers.uncertainty.square()

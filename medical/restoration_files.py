@@ -21,6 +21,7 @@ import numpy as np
 
 from hybrid.errors import OutputError, RequestError
 from hybrid.memory import release_memory
+from hybrid.precision_check import verdict_facts
 from hybrid.records import Record, record_path, timestamp, write_bytes, write_record
 from medical.inputs import Job, Naming, read_scan
 from medical.nifti_writing import Storage, write_scan
@@ -281,6 +282,7 @@ def _record(
         title=weights.name if weights else network.card.title,
         device=str(device_of(restorer)),
         precision=network.precision,
+        precision_check=verdict_facts(network),
         started=started,
         seconds=0.0,
         tiles=result.plan.describe(),

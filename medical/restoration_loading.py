@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from hybrid.errors import InputError, RequestError, WeightsError
 from hybrid.loading import build_network, open_weights
+from hybrid.plain_yaml import read_yaml
 from hybrid.weights import Resolved
 from medical.loading import OPTIONS, PROTOCOL, find_weights, saved_options
 from medical.restoration_protocol import RestorationProtocol
@@ -154,11 +155,10 @@ def read_restoration_protocol(path: Path) -> RestorationProtocol:
         InputError: It cannot be read, or is no protocol of a restoration; the message names the first faults.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return RestorationProtocol.model_validate(raw)
+        return RestorationProtocol.model_validate(read_yaml(path))
     except OSError as error:
         raise InputError(f"The protocol {path} cannot be read: {error.strerror}.", hint="Check the path.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
         raise InputError(f"{path.name} is no YAML file.", hint="Write it as in the documentation of protocols.") from error
     except ValidationError as error:
         raise InputError(f"{path.name} is no protocol of a restoration: {_faults(error)}.", hint="Correct it there.") from error

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from hybrid.errors import InputError, RequestError
+from hybrid.processes import is_first_process
 from hybrid.recipes import NetworkPart, Part, read_recipe
-from hybrid.training import Sample, Task, TrainSettings, is_first_process, train
+from hybrid.training import Sample, Task, TrainSettings, train
 from hybrid.training_record import Curve, write_training
 from medical.cases import Folder, drawn
 from medical.degradations import RicianNoise, ScanDegradation

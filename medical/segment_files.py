@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid.memory import release_memory
+from hybrid.precision_check import verdict_facts
 from hybrid.records import Record, timestamp, write_bytes, write_record
 from medical import uncertainty_files
 from medical.inputs import Job, read_scan
@@ -25,7 +26,15 @@ from medical.picture_statistics import PictureFigures, picture_statistics
 from medical.pictures import PictureOrigin
 from medical.preparation import Preparation, doubts
 from medical.protocol import Protocol
-from medical.segment_outputs import FileSettings, already_done, check_targets, orphans, possible_outputs, sources_sha256
+from medical.segment_outputs import (
+    DEIDENTIFIED,
+    FileSettings,
+    already_done,
+    check_targets,
+    orphans,
+    possible_outputs,
+    sources_sha256,
+)
 from medical.segmentation import Segmentation, plan_volume, protocol_of, segment
 from medical.sliding import OnProgress, WindowPlan, check_memory, device_of
 from medical.staging import staged
@@ -146,6 +155,8 @@ def segment_file(
     volume = read_scan(job.sources, channels=len(protocol.channels), volume=settings.volume, series=settings.series)
     digest = sources_sha256(job.sources)
     outputs, notes = possible_outputs(outputs, volume, settings)
+    if settings.pseudonyms is not None and any(path.suffix == ".dcm" for path in outputs):
+        notes = (*notes, DEIDENTIFIED)
     with staged(outputs, overwrite=settings.overwrite, orphans=orphans(job, outputs)) as folder:
         if on_start is not None:
             way, plan = plan_volume(volume, network, settings.run, protocol)
@@ -225,11 +236,13 @@ class _Run:
             if name == self.job.target.name and not name.endswith(".dcm"):
                 write_labels(folder / name, result.labels, volume, result.structures)
             elif name.endswith(".dcm"):
+                from medical.deidentification import deidentified
                 from medical.dicom_seg import write_seg
 
                 algorithm = weights.name if weights else self.network.card.title
                 version = weights.sha256[:12] if weights else "unknown"
-                write_seg(folder / name, result.labels, volume, result.structures, algorithm=algorithm, version=version)
+                named = deidentified(volume, self.settings.pseudonyms) if self.settings.pseudonyms else volume
+                write_seg(folder / name, result.labels, named, result.structures, algorithm=algorithm, version=version)
             elif name.endswith("_probabilities.nii.gz") and result.probabilities is not None:
                 write_probabilities(folder / name, result.probabilities, volume)
         if isinstance(result, UncertainSegmentation):
@@ -263,6 +276,7 @@ class _Run:
             affine=() if self.of_picture else tuple(tuple(row) for row in grid.affine.tolist()),
             outputs=self.names,
             members=tuple(member.to_dict() for member in getattr(self.result, "members", ())),
+            precision_check=verdict_facts(self.network),
         )
 
     def write_report(self, folder: Path, record: SegmentationRecord) -> None:

@@ -21,7 +21,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hybrid.errors import InputError, OutputError, RequestError
 from hybrid.records import record_path, sha256_file
@@ -34,7 +34,11 @@ from medical.segmentation import SegmentSettings
 from medical.staging import check_absent
 from medical.volumes import NiftiOrigin, Volume, is_nifti, stem
 
+if TYPE_CHECKING:
+    from medical.deidentification import Pseudonyms
+
 Format = Literal["nifti", "seg", "both"]
+DEIDENTIFIED = "The DICOM SEG is de-identified: it refers to images de-identified under the same key, and to no others."
 _REPORTS = ("_statistics.csv", "_statistics.json", "_preview.png", "_report.html")
 
 
@@ -51,6 +55,7 @@ class FileSettings:
         series: Which series of DICOM folders that hold several.
         protocol: In place of the network's own.
         uncertainty: Segment by several members, and write what they agree on.
+        pseudonyms: What stands for UIDs and the patient in a DICOM SEG; None leaves it those of the scan.
     """
 
     run: SegmentSettings = field(default_factory=SegmentSettings)
@@ -61,6 +66,7 @@ class FileSettings:
     series: str | None = None
     protocol: Protocol | None = None
     uncertainty: bool = False
+    pseudonyms: Pseudonyms | None = None
 
     def facts(self) -> dict[str, Any]:
         """What changes a label map, as plain values."""
@@ -68,6 +74,7 @@ class FileSettings:
         for name in ("memory", "probabilities"):  # change no label
             del facts[name]
         facts |= {"uncertainty": True} if self.uncertainty else {}  # left out else, as in records of runs without it
+        facts |= {"deidentified": True} if self.pseudonyms is not None else {}
         return facts | {"roi": os.path.basename(self.run.roi) if self.run.roi else None}
 
 

@@ -62,7 +62,7 @@ class Run:
             training = facts["recipe"]["training"]
             log = tuple(read_log(record.with_suffix(".csv")))
             return cls(record.stem, facts["weights_sha256"], training["steps"], facts["seconds"], training["seed"], log)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{folder} does not hold one training that has ended.", hint="Name the output folder of `medical train`."
             ) from error
@@ -98,7 +98,7 @@ class System:
             name = known[0].name if known else model.get("name") or folder.resolve().name
             facts["means"][MEAN], facts["cases"], facts["conventions"], facts["results"]
             return cls(name, model.get("title") or "label maps", facts, known[0] if known else None)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{folder} holds no {FACTS} of an evaluation.", hint="Name the output folder of `medical evaluate`."
             ) from error

@@ -15,8 +15,9 @@ from torch import nn
 
 from data_specs import SegmentationSpec, load_spec
 from hybrid.errors import RequestError
+from hybrid.processes import is_first_process
 from hybrid.recipes import NetworkPart, Part, read_recipe
-from hybrid.training import Task, TrainSettings, is_first_process, train
+from hybrid.training import Task, TrainSettings, train
 from hybrid.training_record import Curve, write_training
 from medical.cases import Case, Folder, Patches, drawn
 from medical.loading import save_model

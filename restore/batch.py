@@ -13,6 +13,7 @@ from hybrid.devices import set_threads
 from hybrid.errors import WeightsError
 from hybrid.journal import options_digest
 from hybrid.loading import portable_source
+from hybrid.precision_check import Verdict
 from hybrid.records import record_path
 from restore.ensemble import SelfEnsemble
 from restore.inputs import Job, check_name
@@ -57,30 +58,35 @@ class PinnedWeights:
         source: Their name, or their file, which all machines must see.
         sha256: Of the file.
         scale: Of the network.
+        precision, verdict: What it computes in on every machine, and why.
     """
 
     source: str | Path
     sha256: str
     scale: int
+    precision: str
+    verdict: Verdict | None
 
     @classmethod
     def of(cls, network: RestorationNetwork, asked: str | Path) -> PinnedWeights:
         """Those of a network that was loaded by what was asked for."""
         assert network.source is not None
-        return cls(portable_source(asked, network.source), network.source.sha256, network.card.scale)
+        source, verdict = portable_source(asked, network.source), network.precision_verdict
+        return cls(source, network.source.sha256, network.card.scale, network.precision, verdict)
 
-    def load(self, device: str, precision: str) -> RestorationNetwork:
-        """The network; `device` and `precision` as of `restore.load_model`.
+    def load(self, device: str) -> RestorationNetwork:
+        """The network; `device` as of `restore.load_model`.
 
         Raises:
             WeightsError: The weights cannot be had, or are others on this machine.
         """
         found, _ = find_weights(self.source, self.scale)
-        network: RestorationNetwork = build(found, scale=self.scale, device=device, precision=precision)
+        network: RestorationNetwork = build(found, scale=self.scale, device=device, precision=self.precision)
         if network.source is None or network.source.sha256 != self.sha256:
             raise WeightsError(
                 f"The weights {found.path.name} are not the same on all machines.", hint="Put the same file on all of them."
             )
+        network.precision_verdict = self.verdict
         return network
 
 
@@ -90,7 +96,7 @@ class PictureRecipe:
 
     Attributes:
         weights: Of the network.
-        device, precision: As of `restore.load_model`.
+        device: As of `restore.load_model`.
         ensemble: Whether results are the mean over eight flips and turns.
         threads: To compute with.
         settings, notes: Of the worker.
@@ -98,7 +104,6 @@ class PictureRecipe:
 
     weights: PinnedWeights
     device: str
-    precision: str
     ensemble: bool
     threads: int
     settings: RunSettings
@@ -114,7 +119,7 @@ class PictureRecipe:
             WeightsError: They cannot be had, or are others on this machine.
         """
         set_threads(self.threads)
-        network = self.weights.load(self.device, self.precision)
+        network = self.weights.load(self.device)
         settings = self.settings
         if settings.memory is None and next(network.parameters()).device.type == "cpu":
             settings = dataclasses.replace(settings, memory=room)

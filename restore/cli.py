@@ -11,6 +11,7 @@ import typer
 from restore import cli_options as options
 from restore.cli_bench import bench
 from restore.cli_compare import compare
+from restore.cli_export import export
 from restore.cli_interpolate import interpolate
 from restore.cli_models import models
 from restore.cli_train import train
@@ -30,6 +31,7 @@ app.add_typer(models, name="models")
 app.command()(bench)
 app.command()(compare)
 app.command()(train)
+app.command()(export)
 
 
 @app.command()
@@ -102,7 +104,7 @@ def _same_size(command: Command) -> Callable[..., None]:
 
     def restore(
         inputs: options.Inputs,
-        model: Annotated[str | None, typer.Option(help="A name from `restore models list`.")] = command.model,
+        model: Annotated[str, typer.Option(help="A name from `restore models list`.")] = command.model,
         weights: options.Weights = None,
         output: options.Output = None,
         outputs: options.Outputs = 0,
@@ -170,7 +172,7 @@ for _command, _help in (
 @app.command()
 def face(
     inputs: options.Inputs,
-    model: Annotated[str | None, typer.Option(help="A name from `restore models list`.")] = FACE.model,
+    model: Annotated[str, typer.Option(help="A name from `restore models list`.")] = FACE.model,
     weights: options.Weights = None,
     detector: Annotated[DetectorName, typer.Option(help="yunet, or cascade: frontal faces, and many false ones.")] = "yunet",
     threshold: Annotated[float, typer.Option(help="Least score of a face, up to 1: lower finds more, and false ones.")] = 0.9,

@@ -70,7 +70,6 @@ def _engine(request: Request, settings: RunSettings, network: RestorationNetwork
     recipe = PictureRecipe(
         PinnedWeights.of(network, request.source),
         request.device,
-        request.precision,
         request.ensemble,
         torch.get_num_threads(),
         settings,

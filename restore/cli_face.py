@@ -139,7 +139,6 @@ def _engine(request: FaceRequest, network: RestorationNetwork) -> Engine:
         PinnedWeights.of(network, request.source),
         None if enlarger is None else PinnedWeights.of(enlarger, request.background or ""),
         request.device,
-        request.precision,
         torch.get_num_threads(),
         replace(request.run, enlarger=None),
     )
@@ -179,6 +178,8 @@ def load(request: FaceRequest, talk: Console) -> RestorationNetwork:
             f"{network.card.title} takes {network.card.channels} channels and gives {network.card.outputs} pictures.",
             hint="Give a network that makes one RGB face of one.",
         )
+    if (verdict := network.precision_verdict) is not None and verdict.worth_telling:
+        talk.print(verdict.sentence, style="dim")
     if network.source is not None and network.source.origin == "shipped":
         talk.print(f"{network.source.name}, which ships with the package, runs.", style="dim")
     return network

@@ -33,6 +33,8 @@ from restore.restoration import RunSettings, check_size, check_target
 from restore.tasks import Command
 
 Loaded = tuple[RestorationNetwork, str | None]
+MUCH_WORK = 2**22
+"""Pixels from which no more are counted: any check of the precision has paid by then."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,10 @@ def keep_apart(jobs: list[Job], settings: RunSettings, outputs: int) -> None:
                 )
 
 
-def load(request: Request, scales: tuple[int | None, ...], talk: Console) -> Loaded:
+def load(request: Request, scales: tuple[int | None, ...], talk: Console, *, work: int | None = None) -> Loaded:
     """The network of the first of these scales whose weights, or a stand-in's, can be had, and a line about the stand-in.
+
+    `work` is the number of pixels that it will be run on; None where that is much or not known.
 
     Raises:
         RequestError: It is for another task, or lacks the outputs that are asked for.
@@ -168,7 +172,7 @@ def load(request: Request, scales: tuple[int | None, ...], talk: Console) -> Loa
     set_threads(request.batch.threads)  # no more than this process may use, which torch does not ask a container for
     with progress_on(talk) as progress:
         scale, (found, stand_in) = _find(request.source, scales, progress, download=not request.plan_only)
-        network = build(found, scale=scale, device=request.device, precision=request.precision)
+        network = build(found, scale=scale, device=request.device, precision=request.precision, work=work)
     request.command.check_card(network.card, shown(Path(request.source)))
     check_channels(network.card)
     request.selection.check(network.card)
@@ -176,7 +180,23 @@ def load(request: Request, scales: tuple[int | None, ...], talk: Console) -> Loa
         talk.print(stand_in, style="yellow")
     elif network.source and network.source.notice:
         talk.print(network.source.notice, style="dim")
+    if (verdict := network.precision_verdict) is not None and verdict.worth_telling:
+        talk.print(verdict.sentence, style="dim")
     return SelfEnsemble(network) if request.ensemble else network, stand_in
+
+
+def work_of(jobs: list[Job]) -> int | None:
+    """Pixels of these pictures; None where they are many, or cannot be told yet."""
+    pixels = 0
+    for job in jobs:
+        try:
+            info = probe(job.source)
+        except HybridError:
+            return None  # not here yet, or its own turn will say what is wrong with it
+        pixels += info.width * info.height
+        if pixels > MUCH_WORK:
+            return None
+    return pixels
 
 
 def _find(

@@ -10,7 +10,7 @@ from hybrid.errors import RequestError
 from hybrid.remote import Mirror, localised
 from restore.cli_batch import work
 from restore.cli_report import raise_failures
-from restore.cli_road import Request, check_inputs, check_targets, load, name_outputs
+from restore.cli_road import Request, check_inputs, check_targets, load, name_outputs, work_of
 from restore.inputs import SUFFIXES
 from restore.one_output import Main
 from restore.passed_over import passed_over
@@ -36,7 +36,7 @@ def _run(request: Request, mirror: Mirror | None) -> None:
     folder = output_folder(request.inputs, request.output, [(job.source, job.target) for job in jobs])
     with open_place(folder, mirror, retry_failed=request.batch.retry_failed) as place:
         check_targets(jobs, settings, talk, place=place)
-        loaded = load(request, (None,), talk)
+        loaded = load(request, (None,), talk, work=work_of(jobs))
         check_targets(jobs, settings, talk, outputs=loaded[0].card.outputs, place=place)
         failures = work(request, settings, loaded, jobs, talk, many=len(jobs) > 1, place=place)
     if passed := passed_over(request.inputs, request.output):

@@ -17,7 +17,7 @@ from hybrid.weights import Store
 from restore.choice import AUTO, choose_model
 from restore.cli_batch import work
 from restore.cli_report import Failure, raise_failures
-from restore.cli_road import Loaded, Request, check_inputs, check_targets, load, name_outputs
+from restore.cli_road import Loaded, Request, check_inputs, check_targets, load, name_outputs, work_of
 from restore.final_size import FinalSize, suitable_scales
 from restore.images import probe
 from restore.inputs import SUFFIXES, Job, shown
@@ -60,7 +60,7 @@ def _run(request: Request, asked: Enlargement, mirror: Mirror | None) -> None:
     loaded = None
     tag = asked.final.tag if asked.final else f"_x{asked.scale}"
     if asked.scale is None and asked.final is None:  # the file of weights tells the scale, and the scale the names
-        loaded = load(request, (None,), talk)
+        loaded = load(request, (None,), talk, work=work_of(inputs))
         tag = f"_x{loaded[0].card.scale}"
     jobs = name_outputs(request, tag)
     folder = output_folder(request.inputs, request.output, [(job.source, job.target) for job in jobs])
@@ -69,7 +69,7 @@ def _run(request: Request, asked: Enlargement, mirror: Mirror | None) -> None:
         failures: list[Failure] = []
         groups = by_scales(request, asked, jobs) if loaded is None else {(None,): jobs}
         for scales, group in groups.items():
-            network = loaded or load(request, scales, talk)
+            network = loaded or load(request, scales, talk, work=work_of(group))
             failures += _work(request, asked, settings, network, group, talk, many=len(jobs) > 1, place=place)
     if passed := passed_over(request.inputs, request.output):
         talk.print(passed)

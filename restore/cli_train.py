@@ -18,7 +18,7 @@ def train(
         str | None, typer.Option("--start-from", help="Begin with these weights, a name or a file, in place of the recipe's.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Other number of steps than the recipe's.")] = None,
-    devices: Annotated[int, typer.Option(help="Processes, one device each.")] = 1,
+    devices: Annotated[int, typer.Option(help="Processes on this machine, one device each; leave it out under torchrun.")] = 1,
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
@@ -26,7 +26,7 @@ def train(
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
-    from hybrid.training import is_first_process
+    from hybrid.processes import is_first_process
     from restore.face_training import FaceRecipe, load_face_recipe, run_faces
     from restore.training import StartPart, load_recipe, run
     from restore.training_record import write_result

@@ -35,7 +35,7 @@ class SelfEnsemble(RestorationNetwork):
         card = network.card
         summed = card.outputs * card.out_channels * card.scale**2
         self.card = replace(card, activation_floats=card.activation_floats + summed, result=None)
-        self.precision, self.source = network.precision, network.source
+        self.precision, self.source, self.precision_verdict = network.precision, network.source, network.precision_verdict
         self.train(network.training)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def read_kernels(path: Path) -> tuple[BenchmarkKernel, ...]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["kernels"]
         kernels = tuple(BenchmarkKernel(str(each["name"]), np.array(each["weights"], np.int64)) for each in entries)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} holds no kernels: {error}.", hint="See data_specs/kodak24-blur.json.") from error
     for kernel in kernels:
         size = kernel.weights.shape

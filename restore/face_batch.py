@@ -58,7 +58,7 @@ class FaceRecipe:
 
     Attributes:
         face, background: The networks; no second one where the background is enlarged by none.
-        device, precision: As of `restore.load_model`.
+        device: As of `restore.load_model`.
         threads: To compute with.
         settings: Of the worker, without its enlarger.
     """
@@ -66,7 +66,6 @@ class FaceRecipe:
     face: PinnedWeights
     background: PinnedWeights | None
     device: str
-    precision: str
     threads: int
     settings: FaceRun
 
@@ -80,8 +79,8 @@ class FaceRecipe:
             WeightsError: They cannot be had, or are others on this machine.
         """
         set_threads(self.threads)
-        network = self.face.load(self.device, self.precision)
-        enlarger = None if self.background is None else self.background.load(self.device, self.precision)
+        network = self.face.load(self.device)
+        enlarger = None if self.background is None else self.background.load(self.device)
         memory = self.settings.memory
         if memory is None and next(network.parameters()).device.type == "cpu":
             memory = room

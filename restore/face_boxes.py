@@ -29,7 +29,7 @@ def read_boxes(path: Path) -> dict[str | None, tuple[Face, ...]]:
         told: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.", hint="Check --boxes.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}.", hint=FORM) from error
     if isinstance(told, dict) and isinstance(told.get("figures"), dict):
         told = {str(told.get("input")): told["figures"].get("faces", [])}
@@ -56,11 +56,11 @@ def _face(told: Any, place: int, path: Path) -> Face:
     try:
         box = np.asarray(told["box"] if isinstance(told, dict) else told, np.float64)
         points = None if landmarks is None else np.asarray(landmarks, np.float64)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"Face {place} of {path} is not understood.", hint=FORM) from error
     sound = box.shape == (4,) and bool(np.isfinite(box).all()) and bool((box[2:] > box[:2]).all())
     if not sound or (points is not None and (points.shape != (5, 2) or not np.isfinite(points).all())):
         raise InputError(f"Face {place} of {path} is no box, or has other than five landmarks.", hint=FORM)
     score = told.get("score", 1.0) if isinstance(told, dict) else 1.0
     x0, y0, x1, y1 = (float(edge) for edge in box)
-    return Face((x0, y0, x1, y1), points, float(score) if isinstance(score, int | float) else 1.0)
+    return Face((x0, y0, x1, y1), points, float(score) if isinstance(score, int | float) and abs(score) < 1e6 else 1.0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from hybrid.processes import processes, summed
 from restore.face_alignment import template
 from restore.face_metrics import as_identity_input
 from restore.face_metrics_weights import arcface, perceptual_distance
@@ -98,8 +99,17 @@ def logistic_losses(discriminator: nn.Module, fake: Tensor, real: Tensor) -> tup
 
 
 def balanced_weight(reconstruction: Tensor, persuading: Tensor, where: Tensor) -> Tensor:
-    """The weight that makes the adversarial gradient 0.8 times as long as the other at `where`, a weight near the output."""
-    lengths = [torch.autograd.grad(loss, where, retain_graph=True)[0].float().norm() for loss in (reconstruction, persuading)]
+    """The weight that makes the adversarial gradient 0.8 times as long as the other at `where`.
+
+    Args:
+        reconstruction, persuading: The two losses.
+        where: A weight near the output, or the output itself, of which several processes have a part each.
+    """
+    lengths = []
+    for loss in (reconstruction, persuading):
+        gradient = torch.autograd.grad(loss, where, retain_graph=True)[0].float() / processes()
+        whole = summed(gradient).square().sum() if where.is_leaf else summed(gradient.square().sum())
+        lengths.append(whole.sqrt())
     return ADVERSARIAL_SHARE * (lengths[0] / (lengths[1] + 1e-4)).clamp(0, 1e4).detach()
 
 

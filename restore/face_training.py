@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hybrid.checkpoints import read_checkpoint
 from hybrid.errors import RequestError
+from hybrid.plain_yaml import read_yaml
 from hybrid.recipes import NetworkPart, Part, read_recipe
 from hybrid.training import Task, TrainSettings, train
 from hybrid.training_start import start_from
@@ -80,8 +81,8 @@ def load_face_recipe(source: str | Path) -> FaceRecipe | None:
     """
     shipped, path = resources.files("restore") / "recipes", Path(source)
     try:
-        plain = yaml.safe_load((shipped / f"{source}.yaml" if path.suffix == "" else path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        plain = read_yaml(shipped / f"{source}.yaml" if path.suffix == "" else path)
+    except (OSError, yaml.YAMLError):
         return None  # whoever reads it next says what is wrong
     return read_recipe(source, FaceRecipe, "restore") if isinstance(plain, dict) and plain.get("task") == "face" else None
 

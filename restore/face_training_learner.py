@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.vector_quantiser import Quantised
+from hybrid.processes import summed, together
 from hybrid.recipes import Part
 from restore import face_losses
 from restore.face_losses_learned import (
@@ -161,20 +162,17 @@ class FaceLearner(nn.Module):
     @torch.no_grad()
     def _restart(self, network: RestoreFormer, latent: Tensor) -> None:
         """Move unused entries, at the first step all of them, to vectors of the batch."""
-        table, vectors = network.quantiser.embedding.weight, latent.detach().float().flatten(0, -2)
+        table, vectors = network.quantiser.embedding.weight, together(latent.detach().float()).flatten(0, -2)
         dead = self.usage < DEAD_SHARE * len(vectors) / len(table)
         chosen = vectors[torch.randint(len(vectors), (len(table),), device=vectors.device)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(chosen, 0)  # the processes see other vectors, and share one dictionary
+            torch.distributed.broadcast(chosen, 0)  # the processes draw others, and share one dictionary
         table.copy_(torch.where(dead[:, None], chosen, table))
         self.usage.masked_fill_(dead, len(vectors) / len(table))
 
     @torch.no_grad()
     def _count(self, indices: Tensor) -> None:
-        found = torch.bincount(indices.flatten(), minlength=len(self.usage)).to(self.usage)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(found)
-            found /= torch.distributed.get_world_size()
+        found = summed(torch.bincount(indices.flatten(), minlength=len(self.usage)).to(self.usage))
         self.usage.lerp_(found, 1 - USAGE_DECAY)
 
     def _sum(self, terms: Mapping[str, Tensor]) -> Tensor:

@@ -78,7 +78,7 @@ def restore_streamed(
             if on_note is not None:
                 on_note(note)
         record = replace(record, tiles=plan.describe(), started=part.progress.started)
-        output = _output(reader, target, size, replace(settings.save, description=embedded(record, timeless=True)))
+        output = _output(reader, target, size, replace(settings.save, description=embedded(record)))
         seconds = _run(network, reader, plan, part, output, (clock, on_progress))
         said = (*reader.metadata.notes, *output.notes, *tile_notes(network.card, plan.tiles))
         write_record(replace(record, seconds=round(seconds, 3), notes=(*record.notes, *said, *resumed)), target)

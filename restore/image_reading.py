@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import pyvips
-from pyvips import ffi, vips_lib
+from pyvips import ffi, glib_lib, vips_lib
 
 from hybrid.errors import InputError
 from restore.image_metadata import Picture, PictureInfo, PictureMetadata, upright_exif, upright_xmp
@@ -88,6 +89,8 @@ def check_pixels(info: PictureInfo, max_pixels: int) -> None:
 def open_image(path: Path, access: Literal["sequential", "random"] = "sequential") -> tuple[pyvips.Image, str]:
     """The lazily opened picture and its format; the loader follows from the content, so that no other one can run."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for, a device never ends
+            raise InputError(f"{path} is a pipe or device, not a file.", hint=READABLE)
         with path.open("rb") as file:
             start = file.read(32)
     except FileNotFoundError as error:
@@ -189,7 +192,7 @@ def metadata_of(image: pyvips.Image, info: PictureInfo) -> PictureMetadata:
         notes.append(f"The file holds {image.get('n-pages')} pages or frames; the first was used.")
     elif info.format == "png" and _is_animated_png(info.path):
         notes.append("The file is an animated PNG; its still picture was used.")
-    texts = [name.split("-", 3)[3] for name in image.get_fields() if name.startswith("png-comment-")]
+    texts = [name.split("-", 3)[3] for name in _field_names(image) if name.startswith("png-comment-")]
     if texts:
         notes.append(f"PNG text chunks were left out: {', '.join(texts)}.")
     return PictureMetadata(
@@ -208,16 +211,35 @@ def _blob(image: pyvips.Image, name: str) -> bytes | None:
     return bytes(image.get(name)) if image.get_typeof(name) else None
 
 
+def _text(image: pyvips.Image, name: str) -> str:
+    """A text of the metadata; empty where it is absent or no text."""
+    try:
+        return str(image.get(name)) if image.get_typeof(name) else ""
+    except UnicodeDecodeError:
+        return ""
+
+
+def _field_names(image: pyvips.Image) -> list[str]:
+    """Names of all metadata; those of PNG texts are in Latin-1 (PNG, third edition, 11.3.3.2), which pyvips stumbles over."""
+    names: list[str] = []
+    array = vips_lib.vips_image_get_fields(image.pointer)
+    while array[len(names)] != ffi.NULL:
+        names.append(ffi.string(array[len(names)]).decode("latin-1"))
+        glib_lib.g_free(array[len(names) - 1])
+    glib_lib.g_free(array)
+    return names
+
+
 def _dpi(image: pyvips.Image, file_format: str) -> tuple[float, float] | None:
     """Resolution in dots per inch for the upright picture, None where libvips only fills in its default."""
     x, y = image.xres, image.yres
     if file_format in ("webp", "avif"):  # these have no density of their own; EXIF may tell one
         fields = [f"exif-ifd0-{name}Resolution" for name in "XY"]
-        if not all(image.get_typeof(field) for field in fields):
+        told = [re.match(r"(\d{1,10})/(\d{1,10}) ", _text(image, field)) for field in fields]
+        if not all(told):
             return None
-        top_bottom = [image.get(field).split(" ")[0].split("/") for field in fields]
-        unit = image.get("exif-ifd0-ResolutionUnit")[0] if image.get_typeof("exif-ifd0-ResolutionUnit") else "2"
-        x, y = (int(top) / max(int(bottom), 1) / (10 if unit == "3" else 25.4) for top, bottom in top_bottom)
+        per_mm = 10 if _text(image, "exif-ifd0-ResolutionUnit").startswith("3") else 25.4
+        x, y = (int(found[1]) / max(int(found[2]), 1) / per_mm for found in told if found)
     elif not image.get_typeof("resolution-unit") and (file_format != "png" or x == PNG_DEFAULT_DENSITY):
         return None
     if x <= 0 or y <= 0:

@@ -25,6 +25,8 @@ EXIF_POINTER, GPS_POINTER, INTEROPERABILITY_POINTER = 0x8769, 0x8825, 0xA005
 PIXEL_X, PIXEL_Y = 0xA002, 0xA003
 # Description, make, model, software, date, artist, copyright, the five Windows texts: nothing about the pixels' layout.
 DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, *range(0x9C9B, 0x9CA0)}
+DAMAGE = (struct.error, ValueError, OverflowError)
+"""What reading a damaged file ends in; the last from offsets of BigTIFF that no file can have."""
 LARGEST_VALUE = 16 * 2**20  # bytes of one value in a directory; more is taken for damage
 
 
@@ -78,7 +80,7 @@ def _first_value(path: Path, tag: int) -> Entry | None:
         with path.open("rb") as file:
             layout = _layout(file)
             return _read(file, layout, layout.first, {tag}).get(tag)
-    except (struct.error, ValueError):
+    except DAMAGE:
         return None
 
 
@@ -89,7 +91,7 @@ def exif_from_tiff(path: Path) -> bytes | None:
             layout = _layout(file)
             main = _read(file, layout, layout.first, DESCRIPTIVE | {EXIF_POINTER, GPS_POINTER})
             parts = _follow(file, layout, main)
-    except (struct.error, ValueError):
+    except DAMAGE:
         return None
     return _pack_exif(*parts) if any(parts) else None
 
@@ -107,7 +109,7 @@ def attach_exif(path: Path, exif: bytes, width: int, height: int) -> None:
     try:
         with path.open("r+b") as file:
             _append(file, *parts)
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:
         raise ValueError("The file is damaged.") from error
 
 
@@ -122,7 +124,7 @@ def exif_directories(exif: bytes, width: int, height: int) -> tuple[Directory, D
         layout = _layout(block)
         main = _read(block, layout, layout.first, DESCRIPTIVE | {EXIF_POINTER, GPS_POINTER})
         main, details, places = _follow(block, layout, main)
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:
         raise ValueError("The EXIF block is damaged.") from error
     for tag, value in ((PIXEL_X, width), (PIXEL_Y, height)):
         if tag in details:

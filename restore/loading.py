@@ -74,7 +74,8 @@ def load_model(
         source: A name of the catalogue such as ``hat``, or the path of a checkpoint.
         scale: The scale wanted, where a name has several; a file must have it.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        precision: ``float32``, ``bf16``, ``fp16`` or ``auto``. The network takes and returns float32 whatever it is.
+        precision: ``float32``, ``bf16``, ``fp16`` or ``auto``, by a check on one tile. The network takes and
+            returns float32 whatever it is.
         **config: What a checkpoint cannot tell, such as ``conv_scale`` of HAT.
 
     Returns:
@@ -89,13 +90,22 @@ def load_model(
 
 
 def build(
-    found: Resolved, *, scale: int | None = None, device: str = "auto", precision: str = "float32", **config: Any
+    found: Resolved,
+    *,
+    scale: int | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    work: int | None = None,
+    **config: Any,
 ) -> RestorationNetwork:
-    """Make the network of a file that `find_weights` found; arguments as for `load_model`."""
+    """Make the network of a file that `find_weights` found; arguments as for `load_model`.
+
+    `work` is the number of pixels that it will be run on, for ``auto``; None where they are many or not known.
+    """
     from restore.models import MODULES, family
 
     families = {name: family(name) for name in MODULES}
-    network = build_network(found, open_weights(found), families, device=device, precision=precision, config=config)
+    network = build_network(found, open_weights(found), families, device=device, precision=precision, config=config, work=work)
     if scale is not None and network.card.scale != scale:
         raise RequestError(
             f"{found.path.name} enlarges by {network.card.scale}, not by {scale}.", hint=f"Give --scale {network.card.scale}."

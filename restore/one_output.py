@@ -96,7 +96,7 @@ class OneOutput(RestorationNetwork):
         self.note = (
             f"The mean of {card.outputs} outputs{heads}." if isinstance(main, str) else f"Output {main} of {card.outputs}."
         )
-        self.precision, self.source = network.precision, network.source
+        self.precision, self.source, self.precision_verdict = network.precision, network.source, network.precision_verdict
         self.train(network.training)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from hybrid.errors import OutputError, RequestError
+from hybrid.precision_check import verdict_facts
 from hybrid.records import Record, record_path, sha256_file
 from restore.images import check_output
 from restore.models.base import RestorationNetwork
@@ -57,13 +58,12 @@ def make_record(
         seconds=0.0,
         tiles=tiles,
         notes=(*notes, *notes_of(network)),
+        precision_check=verdict_facts(network),
     )
 
 
-def embedded(record: Record, *, timeless: bool = False) -> str:
-    """The record as it is put into the picture itself, before the run's time is known; `timeless`, two runs give the same."""
+def embedded(record: Record) -> str:
+    """The record as it is put into the picture itself: without times, so that two runs write the same bytes."""
     facts = record.to_dict()
-    del facts["seconds"]
-    if timeless:
-        del facts["started"]
+    del facts["seconds"], facts["started"]
     return json.dumps(facts, ensure_ascii=False, separators=(",", ":"))

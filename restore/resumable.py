@@ -165,7 +165,7 @@ def _found(folder: Path) -> tuple[dict[str, Any], Progress] | None:
             return None
         progress = Progress(**facts["progress"])
         return dict(facts["request"]), progress
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

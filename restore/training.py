@@ -15,6 +15,7 @@ from torch import nn
 
 from hybrid.checkpoints import read_checkpoint
 from hybrid.errors import InputError, RequestError
+from hybrid.plain_yaml import read_yaml
 from hybrid.training import Task, TrainSettings, train
 from hybrid.training_start import start_from
 from restore import losses_multi as losses
@@ -120,12 +121,10 @@ def load_recipe(source: str | Path) -> Recipe:
     shipped = resources.files("restore") / "recipes"
     path = Path(source)
     try:
-        text = (shipped / f"{source}.yaml").read_text() if path.suffix == "" else path.read_text()
+        return Recipe.model_validate(read_yaml(shipped / f"{source}.yaml" if path.suffix == "" else path))
     except OSError as error:
         names = ", ".join(sorted(p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml")))
         raise RequestError(f"There is no recipe {str(source)!r}.", hint=f"Give a YAML file or one of: {names}.") from error
-    try:
-        return Recipe.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise RequestError(f"{path.name} is not YAML: {error}.", hint="Correct the file.") from error
     except ValidationError as error:

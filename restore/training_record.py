@@ -8,7 +8,7 @@ from typing import Any
 
 from hybrid.checkpoints import write_checkpoint
 from hybrid.loading import OPTIONS
-from hybrid.training import is_first_process
+from hybrid.processes import is_first_process
 from hybrid.training_record import Curve, write_training
 from restore.models import family
 from restore.models.base import RestorationNetwork

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from hybrid.catalogue import Catalogue
 from restore.loading import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("HYBRID_AUTO_PRECISION", "float32")  # no test shall depend on how fast this machine is today
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,14 @@ Grids are channels-last, (B, *spatial, C), so that they are token lists without 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.blocks import exportable
 from hybrid.blocks.chunks import chunk_length, join
 from hybrid.blocks.windows import (
     WindowPlan,
@@ -117,6 +119,9 @@ class WindowAttention(nn.Module):
 
         Unless it is of `any_size`, sides must be multiples of the window.
         """
+        if torch.compiler.is_exporting():
+            bias = self.bias(x.dtype)
+            return exportable.masked_windows(x, self.window, shift, partial(self._exported, bias=bias), any_size=self.any_size)
         plan = self.plan(x, shift)
         windows = to_windows(x, plan, plan.tokens)
         step = chunk_length(len(windows), windows.shape[1])  # queries, keys and values live for a few windows at a time
@@ -143,6 +148,12 @@ class WindowAttention(nn.Module):
         m, n, _ = windows.shape
         q, k, v = self.qkv(windows).view(m, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (M, h, N, d)
         return self.proj(attend(q, k, v, bias).transpose(1, 2).reshape(m, n, -1))
+
+    def _exported(self, windows: Tensor, mask: Tensor | None, *, bias: Tensor) -> Tensor:
+        """The same for all windows at once, with the bias (h, N, N) of the whole window."""
+        n = windows.shape[1]
+        q, k, v = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(exportable.attended(q, k, v, bias[None, :, :n, :n], mask).transpose(1, 2).flatten(2))
 
 
 class OverlappingCrossAttention(nn.Module):
@@ -173,6 +184,8 @@ class OverlappingCrossAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C) to the same shape; sides must be multiples of the query window."""
+        if torch.compiler.is_exporting():
+            return self._exported(x)
         height, edge = x.shape[1], self.window[0]
         row_tokens = prod(x.shape[2:-1]) * edge
         step = height if torch.is_grad_enabled() else max(1, STRIP_TOKENS // row_tokens) * edge
@@ -205,6 +218,19 @@ class OverlappingCrossAttention(nn.Module):
                 yield self.proj(attended.transpose(1, 2).flatten(2))
 
         return merge(join(chunks(), len(queries)), self.window, core.shape)
+
+    def _exported(self, x: Tensor) -> Tensor:
+        """The same for all windows at once."""
+        c = x.shape[-1]
+        around = exportable.overlapping(self._project(x, c, 3 * c), self.window, self.overlap)
+        bias = self.bias(around.dtype)[None]
+
+        def attention(windows: Tensor) -> Tensor:
+            keys, values = (self._heads(part) for part in around.chunk(2, -1))
+            attended = exportable.attended(self._heads(windows), keys, values, bias, None)
+            return self.proj(attended.transpose(1, 2).flatten(2))
+
+        return exportable.windowed(self._project(x, 0, c), self.window, (0,) * len(self.window), attention)
 
     def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Outputs `start` to `stop` of the joint projection: queries come from fewer tokens than keys and values."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.blocks import exportable
 from hybrid.blocks.chunks import accumulate, modulate
 from hybrid.blocks.convolution import DepthwiseConvolution, PointwiseConvolution, in_row_strips
 
@@ -95,10 +96,15 @@ class ActivationFreeBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C) to the same. Without gradients the result takes the place of `x`, which must belong to the caller."""
-        pixels = max(STRIP_VALUES // len(self.conv1.weight), LEAST_ROWS * prod(x.shape[2:-1]))
+        pixels = STRIP_VALUES // len(self.conv1.weight)
+        if not torch.is_grad_enabled():
+            pixels = max(pixels, LEAST_ROWS * prod(x.shape[2:-1]))
         gated = in_row_strips(self._gather, x, halo=1, pixels=pixels)
         sides = x.shape[1:-1]
-        factors = self.attention(local_mean(gated, sides if self.window is None else self.window))
+        window = sides if self.window is None else self.window
+        if torch.compiler.is_exporting():
+            return self._mix(x, gated, self.attention(exportable.local_means(gated, window)))
+        factors = self.attention(local_mean(gated, window))
         if torch.is_grad_enabled():
             return self._mix(x, gated, spread_edges(factors, sides))
         step = pixels // prod(sides[1:])

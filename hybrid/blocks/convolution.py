@@ -227,6 +227,8 @@ def _unfolded_by_torch(x: Tensor, weight: Tensor, stride: Sequence[int]) -> bool
     single = weight.ndim == 5 and len(x) == 1 and prod(weight.shape[2:]) > 1
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     ready = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    if torch.compiler.is_exporting():  # a graph for others has their convolutions
+        return False
     return single and plain and ready and prod(x.shape[2:]) >= LEAST_VOXELS * prod(stride)
 
 
@@ -256,9 +258,11 @@ def in_row_strips(
     (B, *spatial, C) to (B, *spatial, C'), in the type of `x`; a strip has about `pixels` pixels (None: `STRIP_PIXELS`).
     With `onto`, of the result's shape, to `onto` + the result, in the place of `onto`, which must belong to the caller.
     """
+    if torch.is_grad_enabled():
+        return step(x) if onto is None else accumulate(onto, step(x))
     height = x.shape[1]
     rows = max(1, 4 * halo, (pixels or STRIP_PIXELS) // prod(x.shape[2:-1]))
-    if height <= rows or torch.is_grad_enabled():
+    if height <= rows:
         return step(x) if onto is None else accumulate(onto, step(x))
     out = onto
     for top in range(0, height, rows):
@@ -279,9 +283,11 @@ def over_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixe
 
     Rows that the next strip needs as they were are kept aside, and put back for it.
     """
+    if torch.is_grad_enabled():
+        return step(x)
     height = x.shape[1]
     rows = max(1, 4 * halo, pixels // prod(x.shape[2:-1]))
-    if height <= rows or torch.is_grad_enabled():
+    if height <= rows:
         return step(x)
     before = x[:, :0]
     for top in range(0, height, rows):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.blocks import exportable
+
 
 def sub_pixel_stages(features: int, scale: int) -> nn.Sequential:
     """Convolution and pixel shuffle, by 2 as often as needed or once by 3 (Shi et al., ESPCN, CVPR 2016).
@@ -36,6 +38,8 @@ def pad_to_multiple(x: Tensor, multiple: int, mode: Literal["reflect", "zeros"] 
     >>> pad_to_multiple(torch.tensor([[[1.0, 2.0, 3.0]]]), 8)
     tensor([[[1., 2., 3., 2., 1., 2., 3., 2.]]])
     """
+    if torch.compiler.is_exporting():
+        return exportable.padded(x, multiple, mode)
     for axis in range(2, x.ndim):
         size = x.shape[axis]
         target = -(-size // multiple) * multiple
@@ -47,6 +51,11 @@ def pad_to_multiple(x: Tensor, multiple: int, mode: Literal["reflect", "zeros"] 
     return x
 
 
+def strip_rows(pixels: int, width: int, least: int = 16) -> int:
+    """Rows of a strip of about so many pixels, at least `least`; with gradients, where there are no strips, just these."""
+    return least if torch.is_grad_enabled() else max(least, pixels // width)
+
+
 def in_strips(tail: Callable[..., Tensor], *images: Tensor, scale: int, halo: int, rows: int) -> Tensor:
     """Run a local `tail` over strips of `rows` rows, each with `halo` rows of context, and join the results.
 
@@ -54,7 +63,7 @@ def in_strips(tail: Callable[..., Tensor], *images: Tensor, scale: int, halo: in
     Images (B, C, H, W) of one size to (B, C', H * scale, W * scale). For inference; with gradients the whole is run at once.
     """
     height = images[0].shape[2]
-    if height <= rows or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or height <= rows:
         return tail(*images)
     out: Tensor | None = None
     for top in range(0, height, rows):

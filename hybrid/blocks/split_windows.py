@@ -6,11 +6,13 @@ S window shapes, c = C / S channels of one shape, P hidden channels of the posit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from hybrid.blocks import exportable
 from hybrid.blocks.attention import KeptBias, attend
 from hybrid.blocks.chunks import accumulate, chunk_length
 from hybrid.blocks.layout import to_image, to_tokens
@@ -84,13 +86,24 @@ class SplitWindowAttention(nn.Module):
 
     def _gathered(self, x: Tensor, rolled: bool) -> tuple[Tensor, Tensor]:
         """Attended and plain values, (B, H, W, C) each, all windows at once."""
-        parts = []
+        parts: list[Iterable[Tensor]] = []
         for shape in range(len(self.windows)):
+            if torch.compiler.is_exporting():
+                parts.append(self._exported(x, shape, rolled))
+                continue
             plan = self._plan(x, shape, rolled)
             windows = to_windows(x, plan, prod(self.windows[shape]))
             parts.append([from_windows(part, plan, (*x.shape[:-1], -1)) for part in self._attend(windows, shape)])
         attended, values = zip(*parts, strict=True)
         return torch.cat(attended, -1), torch.cat(values, -1)
+
+    def _exported(self, x: Tensor, shape: int, rolled: bool) -> tuple[Tensor, Tensor]:
+        """Attended and plain values, (B, H, W, c) each, of one window shape."""
+        window = self.windows[shape]
+        shift = tuple(w // 2 if rolled else 0 for w in window)
+        both = exportable.windowed(x, window, shift, lambda windows: torch.cat(self._attend(windows, shape), -1))
+        attended, values = both.chunk(2, -1)
+        return attended, values
 
     def _streamed(self, x: Tensor, rolled: bool) -> tuple[Tensor, Tensor]:
         """The same, a few windows at a time, each put in its place at once."""

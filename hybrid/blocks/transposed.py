@@ -246,21 +246,24 @@ def _add_projected(x: Tensor, values: Tensor, matrix: Tensor, bias: Tensor | Non
 
 def _strip_pixels(x: Tensor, pixels: int) -> int:
     """Pixels of a strip, or as many as make up the least number of rows."""
-    return max(pixels, LEAST_ROWS * prod(x.shape[2:-1]))
+    return pixels if torch.is_grad_enabled() else max(pixels, LEAST_ROWS * prod(x.shape[2:-1]))
 
 
 def _groups(width: int, x: Tensor) -> Iterator[slice]:
     """Hidden channels that are worked on at a time: the sum over them is taken by groups, so that each stays in the cache."""
-    step = max(LEAST_GROUP, STRIP_VALUES // x.shape[:-1].numel() // LANES * LANES)
-    step = width if torch.is_grad_enabled() else step
+    learning = torch.is_grad_enabled()
+    step = width if learning else max(LEAST_GROUP, STRIP_VALUES // x.shape[:-1].numel() // LANES * LANES)
     for start in range(0, width, step):
         yield slice(start, min(width, start + step))
 
 
 def _strips(x: Tensor, pixels: int) -> Iterator[tuple[slice, slice, slice]]:
     """Rows of a strip with one row of context, the place of its own rows in these, and in the grid."""
+    if torch.is_grad_enabled():
+        yield _ALL, _ALL, _ALL
+        return
     height = x.shape[1]
-    rows = height if torch.is_grad_enabled() else max(8, pixels // prod(x.shape[2:-1]))
+    rows = max(8, pixels // prod(x.shape[2:-1]))
     for top in range(0, height, rows):
         first, bottom = max(0, top - 1), min(height, top + rows)
         yield slice(first, bottom + 1), slice(top - first, bottom - first), slice(top, bottom)

@@ -11,7 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybrid import families
+from hybrid.precision_check import Agreement, Trial
+from hybrid.precision_trials import near_labels, sample
 from medical.protocol import Protocol
+
+TRIAL_SIDE = 64
+"""Largest edge of the window that tells whether a lower precision does, in voxels."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,30 @@ class SegmentationNetwork(families.Network):
         card: Its facts.
         protocol: What it asks of a scan and what its outputs mean; None where nobody said.
         deep_supervision: Whether `forward` returns the logits of all scales, the full one first; for training.
+        not_exported: Why there is no graph of it (`medical.exporting`); None where there is.
     """
 
     card: SegmentationCard
     protocol: Protocol | None = None
     deep_supervision: bool = False
+    not_exported: str | None = None
 
     def segment(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) with sides that are multiples of `card.multiple` to (B, classes, *spatial)."""
         raise NotImplementedError
+
+    def trial(self) -> Trial | None:
+        """A window of shapes; None of networks that give no labels a voxel. See `hybrid.precision_check`."""
+        if self.card.task != "segmentation":
+            return None
+        sides = self.protocol.patch if self.protocol is not None else (TRIAL_SIDE,) * self.card.spatial_dims
+        x = 4 * sample(tuple(min(n, TRIAL_SIDE) for n in sides), self.card.in_channels) - 2  # deviations from the mean
+        regions = self.protocol is not None and bool(self.protocol.regions)
+
+        def agree(exact: Tensor, other: Tensor) -> Agreement:
+            return near_labels(exact, other, regions=regions)
+
+        return Trial(x.to(next(self.parameters()).device), self, agree)
 
     def options(self) -> dict[str, Any]:
         """What `FAMILY.build` needs beside the weights to make this network again; kept in files that this package writes."""

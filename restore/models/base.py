@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from math import isqrt
 
 import torch
 from torch import Tensor
 
 from hybrid import families
+from hybrid.blocks import exportable
 from hybrid.blocks.resampling import pad_to_multiple
 from hybrid.cards import ModelCard
+from hybrid.precision_check import Agreement, Trial
+from hybrid.precision_trials import near_pictures, sample
+
+TRIAL_SIDES = (64, 192)
+"""Least and largest edge, in pixels, of the tile that tells whether a lower precision does."""
+TRIAL_COST = 1.5e10
+"""Parameters times pixels of that tile: enough for the arithmetic to outweigh the rest, a fraction of a second on a CPU."""
+FACE_TRIAL_SIDE = 256
+"""Edge of that tile of networks for faces, which are seen as a whole."""
 
 
 class RestorationNetwork(families.Network):
@@ -17,13 +28,33 @@ class RestorationNetwork(families.Network):
 
     A subclass gives `card` and `restore`, which may ask for sides that are multiples of `card.multiple`. Networks of several
     stages give a list of them; `card.result` says which is the result.
+
+    Attributes:
+        card: Its facts.
+        open_sides: Whether a graph of it (`restore.exporting`) takes any size, or one alone.
+        not_exported: Why there is no graph of it; None where there is.
     """
 
     card: ModelCard
+    open_sides: bool = True
+    not_exported: str | None = None
 
     def restore(self, x: Tensor) -> Tensor | list[Tensor]:
         """(B, C, H, W) with sides that are multiples of `card.multiple` to (B, ..., C', H * scale, W * scale), or to a list."""
         raise NotImplementedError
+
+    def trial(self) -> Trial:
+        """A tile of smooth shapes, edges and a little noise; see `hybrid.precision_check`."""
+        parameters = sum(p.numel() for p in self.parameters())
+        fitting = isqrt(round(TRIAL_COST / max(1, parameters))) // 32 * 32
+        side = min(self.card.face_size, FACE_TRIAL_SIDE) or min(max(TRIAL_SIDES[0], fitting), TRIAL_SIDES[1])
+        low, high = self.card.value_range
+        x = low + (high - low) * sample((side, side), self.card.channels)
+
+        def agree(exact: Tensor, other: Tensor) -> Agreement:
+            return near_pictures(exact, other, high - low)
+
+        return Trial(x.to(next(self.parameters()).device), self.result, agree)
 
     def merge(self) -> RestorationNetwork:
         """The network with weights in the published form, where they are trained in another; the output stays the same."""
@@ -50,8 +81,8 @@ class RestorationNetwork(families.Network):
         with torch.autocast(x.device.type, dtype=families.COMPUTE_TYPES[self.precision]) if low else nullcontext():
             y = self.restore(pad_to_multiple(x, self.card.multiple, self.card.padding))
         if isinstance(y, list):
-            return [stage[..., :height, :width].float() for stage in y]
-        return y[..., :height, :width].float()
+            return [_cropped(stage, height, width) for stage in y]
+        return _cropped(y, height, width)
 
     def result(self, x: Tensor) -> Tensor:
         """What `forward` gives, and of a list of stages the one that is the result."""
@@ -60,6 +91,12 @@ class RestorationNetwork(families.Network):
             assert self.card.result is not None
             return y[self.card.result]
         return y
+
+
+def _cropped(y: Tensor, height: int, width: int) -> Tensor:
+    if torch.compiler.is_exporting():
+        return exportable.cropped(y, (height, width)).float()
+    return y[..., :height, :width].float()
 
 
 Family = families.Family[RestorationNetwork]

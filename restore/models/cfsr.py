@@ -28,7 +28,7 @@ from hybrid.blocks.convolution import (
     merge_branches,
 )
 from hybrid.blocks.layout import to_image, to_tokens
-from hybrid.blocks.resampling import in_strips
+from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
 from hybrid.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
@@ -112,7 +112,7 @@ class CFSR(RestorationNetwork):
         grid = shallow
         for step in self._steps():  # one flat loop: no frame holds on to a map that has been used up
             grid = step(grid)
-        rows = max(16, STRIP_PIXELS // x.shape[-1])
+        rows = strip_rows(STRIP_PIXELS, x.shape[-1])
         y = in_strips(self._tail, to_image(grid), to_image(shallow), scale=self.config.scale, halo=TAIL_HALO, rows=rows)
         return y + x / self.config.img_range if self.config.scale == 1 else y
 

@@ -19,7 +19,7 @@ from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.convolution import PointwiseConvolution, in_row_strips
 from hybrid.blocks.feedforward import FeedForward
 from hybrid.blocks.layout import to_image, to_tokens
-from hybrid.blocks.resampling import in_strips
+from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.split_windows import SplitWindowAttention
 from hybrid.blocks.transposed import STRIP_PIXELS, GatedFeedForward, TransposedCrossAttention
 from hybrid.cards import ModelCard
@@ -162,7 +162,7 @@ class CRAFT(RestorationNetwork):
         x = ((x - self.mean) * self.config.img_range).to(memory_format=torch.channels_last)
         shallow = self.conv_first(x)
         deep = to_image(self.groups(to_tokens(shallow)))
-        rows = max(16, STRIP_PIXELS // x.shape[-1])
+        rows = strip_rows(STRIP_PIXELS, x.shape[-1])
         return in_strips(self._reconstruct, deep, shallow, scale=self.config.scale, halo=TAIL_HALO, rows=rows)
 
     def _reconstruct(self, deep: Tensor, shallow: Tensor) -> Tensor:

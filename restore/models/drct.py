@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from hybrid.blocks.chunks import CHUNK_TOKENS, accumulate, chunk_length
 from hybrid.blocks.convolution import PointwiseConvolution
 from hybrid.blocks.layout import to_image, to_tokens
-from hybrid.blocks.resampling import in_strips, sub_pixel_stages
+from hybrid.blocks.resampling import in_strips, strip_rows, sub_pixel_stages
 from hybrid.blocks.swin import SwinBlock
 from hybrid.blocks.windows import group_rows
 from hybrid.cards import ModelCard
@@ -146,7 +146,7 @@ class DRCT(RestorationNetwork):
         x = ((x - self.mean) * self.config.img_range).to(memory_format=torch.channels_last)
         shallow = self.conv_first(x)
         deep = self._groups(self.embed_norm(to_tokens(shallow)))
-        rows = max(self.config.window, TAIL_PIXELS // x.shape[-1])
+        rows = strip_rows(TAIL_PIXELS, x.shape[-1], self.config.window)
         return in_strips(self._reconstruct, to_image(deep), shallow, scale=self.config.scale, halo=TAIL_HALO, rows=rows)
 
     def _groups(self, x: Tensor) -> Tensor:

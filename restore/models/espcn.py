@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hybrid.blocks.resampling import in_strips
+from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
 from hybrid.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
@@ -71,7 +71,7 @@ class ESPCN(RestorationNetwork):
         scale, around = self.config.scale, REACH if self.config.replicate_border else 0
         if around:
             x = F.pad(x, [around] * 4, mode="replicate")
-        y = in_strips(self._enlarge, x, scale=scale, halo=REACH, rows=max(16, STRIP_PIXELS // x.shape[-1]))
+        y = in_strips(self._enlarge, x, scale=scale, halo=REACH, rows=strip_rows(STRIP_PIXELS, x.shape[-1]))
         rim = around * scale
         return y[..., rim : y.shape[-2] - rim, rim : y.shape[-1] - rim]
 

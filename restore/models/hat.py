@@ -20,7 +20,7 @@ from hybrid.blocks.attention import STRIP_TOKENS, ChannelAttention, OverlappingC
 from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.feedforward import FeedForward, StochasticDepth
 from hybrid.blocks.layout import to_image, to_tokens
-from hybrid.blocks.resampling import in_strips, sub_pixel_stages
+from hybrid.blocks.resampling import in_strips, strip_rows, sub_pixel_stages
 from hybrid.cards import ModelCard
 from hybrid.errors import WeightsError
 from hybrid.initialisation import initialise_linears
@@ -172,7 +172,7 @@ class HAT(RestorationNetwork):
         shallow = self.conv_first(x)
         deep = self.norm(self.groups(self.embed_norm(to_tokens(shallow))))
         body = accumulate(self.conv_after_body(to_image(deep)), shallow)
-        rows = max(self.config.window, TAIL_PIXELS // x.shape[-1])
+        rows = strip_rows(TAIL_PIXELS, x.shape[-1], self.config.window)
         return in_strips(self._reconstruct, body, scale=self.config.scale, halo=TAIL_HALO, rows=rows)
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.convolution import STRIP_PIXELS
 from hybrid.blocks.layout import to_image, to_tokens
-from hybrid.blocks.resampling import in_strips
+from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.selective_fusion import DualAttentionUnit, ResidualDownsample, ResidualUpsample, SelectiveKernelFusion
 from hybrid.cards import ModelCard
 from hybrid.containers import few
@@ -124,7 +124,7 @@ class MIRNet(RestorationNetwork):
         grid = to_tokens(self.conv_in(x.contiguous(memory_format=torch.channels_last)))
         for group in self.groups:
             grid = group(grid, self.slope)
-        rows = max(16, STRIP_PIXELS // x.shape[-1])
+        rows = strip_rows(STRIP_PIXELS, x.shape[-1])
         return in_strips(self._tail, to_image(grid), x, scale=1, halo=1, rows=rows)
 
     def _tail(self, features: Tensor, x: Tensor) -> Tensor:

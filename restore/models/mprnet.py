@@ -187,6 +187,8 @@ class MPRNet(SeveralOutputs):
     A stage is (B, C, H, W), and (B, outputs, C, H, W) with several heads.
     """
 
+    open_sides = False  # halves of open sides are no step of a graph
+
     def __init__(self, config: MPRNetConfig) -> None:
         super().__init__()
         self.config = config

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from hybrid.blocks.channel_gates import STRIP_VALUES, ActivationFreeBlock
 from hybrid.blocks.layout import to_image, to_tokens
-from hybrid.blocks.resampling import in_strips
+from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
 from hybrid.keys import KeyMap, count_numbered
 from restore.models.base import Family
@@ -94,7 +94,7 @@ class NAFNet(SeveralOutputs):
         self.card = self.heads.on_card(_card(config))
 
     def restore(self, x: Tensor) -> Tensor:
-        rows = max(16, STRIP_VALUES // (self.config.width * x.shape[-1]))
+        rows = strip_rows(STRIP_VALUES, self.config.width * x.shape[-1])
         return self.heads.apart(in_strips(self._tail, to_image(self.features(x)), x, scale=1, halo=1, rows=rows))
 
     def features(self, x: Tensor) -> Tensor:

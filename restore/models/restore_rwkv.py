@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybrid.blocks.convolution import STRIP_PIXELS
 from hybrid.blocks.layout import to_image, to_tokens
-from hybrid.blocks.resampling import in_strips
+from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.rwkv import RWKVBlock
 from hybrid.blocks.u_shape import UShape
 from hybrid.cards import ModelCard
@@ -50,6 +50,8 @@ class RestoreRWKVConfig:
 class RestoreRWKV(RestorationNetwork):
     """The whole network. Takes and returns (B, C, H, W) float32 in [0, 1]."""
 
+    not_exported = "its averages run along all pixels, chunk by chunk, and ONNX has no such step."
+
     def __init__(self, config: RestoreRWKVConfig) -> None:
         super().__init__()
         self.config = config
@@ -69,7 +71,7 @@ class RestoreRWKV(RestorationNetwork):
     def restore(self, x: Tensor) -> Tensor:
         grid = to_tokens(self.embed(x.contiguous(memory_format=torch.channels_last)))
         features = to_image(self.refinement(self.body(grid)))
-        rows = max(16, STRIP_PIXELS // x.shape[-1])
+        rows = strip_rows(STRIP_PIXELS, x.shape[-1])
         return in_strips(self._tail, features, x, scale=1, halo=1, rows=rows)
 
     def _tail(self, features: Tensor, x: Tensor) -> Tensor:

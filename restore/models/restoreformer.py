@@ -236,6 +236,8 @@ class RestoreFormer(RestorationNetwork):
     A restorer's dictionary does not learn: it is the auto-encoder's.
     """
 
+    open_sides = False
+
     def __init__(self, config: RestoreFormerConfig) -> None:
         super().__init__()
         self.config = config

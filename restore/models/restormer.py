@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.blocks.layout import to_image, to_tokens
-from hybrid.blocks.resampling import in_strips
+from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.transposed import STRIP_PIXELS, STRIP_VALUES, TransposedBlock
 from hybrid.blocks.u_shape import UShape
 from hybrid.cards import ModelCard
@@ -86,7 +86,7 @@ class Restormer(SeveralOutputs):
     def restore(self, x: Tensor) -> Tensor:
         features, shallow = self.features(x)
         carried = (x,) if shallow is None else (to_image(shallow),)
-        rows = max(16, STRIP_PIXELS // x.shape[-1])
+        rows = strip_rows(STRIP_PIXELS, x.shape[-1])
         return self.heads.apart(in_strips(self._tail, to_image(features), *carried, scale=1, halo=1, rows=rows))
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

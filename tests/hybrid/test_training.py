@@ -257,7 +257,7 @@ def test_batch_that_processes_cannot_share_is_refused(tmp_path: Path, monkeypatc
     class TwoProcesses:
         world_size = 2
 
-    monkeypatch.setattr("hybrid.training._fabric", lambda *_: TwoProcesses())
+    monkeypatch.setattr("hybrid.training.start", lambda *_: TwoProcesses())
     with pytest.raises(RequestError, match=r"batch of 7 cannot be shared by 2 processes.*multiple"):
         run(tmp_path, settings(batch=7))
 

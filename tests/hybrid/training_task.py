@@ -1,16 +1,26 @@
-"""A tiny regression for the tests of the training loop; as a script it trains in one process or in several."""
+"""A tiny regression for the tests of the training loop; as a script it trains in one process or in several.
+
+    training_task.py FOLDER DEVICES [FAULT AT RANK]
+
+FAULT befalls the process RANK in its step number AT: `raise`, `kill` (as kill -9 does) or `stop` (it falls silent).
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hybrid.training import Sample, Task, TrainSettings, is_first_process, train
+from hybrid.errors import HybridError, InputError
+from hybrid.processes import is_first_process, together
+from hybrid.training import Sample, Task, TrainSettings, train
 
 SETTINGS = TrainSettings.model_validate(
     {"steps": 10, "batch": 4, "learning_rate": 0.01, "clip": 0.5, "ema": 0.9, "log_every": 5, "validate_every": 5}
@@ -40,13 +50,49 @@ def tiny_task(network: nn.Module | None = None) -> Task:
     return Task(network, sample, F.mse_loss, validate)
 
 
+def joined_task() -> Task:
+    """What is no mean over samples: a norm over the batch, and a loss that compares samples with one another.
+
+    No bias before the norm: its gradient is rounding error alone, which AdamW would make as large as any.
+    """
+    task = tiny_task(nn.Sequential(nn.Linear(3, 16, bias=False), nn.BatchNorm1d(16), nn.GELU(), nn.Linear(16, 2)))
+    return replace(task, loss=whole_batch_loss)
+
+
+def whole_batch_loss(output: Tensor, target: Tensor) -> Tensor:
+    output, target = together(output), together(target)
+    return F.mse_loss(output, target) + F.cross_entropy(output @ target.T, torch.arange(len(output)))
+
+
+class Faulty:
+    """A loss in which something happens to one process."""
+
+    def __init__(self, task: Task, fault: str, at: int, rank: int) -> None:
+        self.task, self.fault, self.at, self.rank = task, fault, at, rank
+        self.calls = 0
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at and torch.distributed.get_rank() == self.rank:
+            if self.fault == "raise":
+                raise InputError("A scan cannot be read.", hint="Mend it.")
+            os.kill(os.getpid(), signal.SIGKILL if self.fault == "kill" else signal.SIGSTOP)
+        return self.task.loss(output, target)
+
+
 def report(done: int, total: int, figures: dict[str, float]) -> None:
     print("reported", done, flush=True)  # noqa: T201
 
 
 def main() -> None:
-    folder, devices = Path(sys.argv[1]), int(sys.argv[2])
-    average = train(tiny_task(), SETTINGS, folder, devices=devices, accelerator="cpu", on_progress=report)
+    folder, devices, fault = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    task = joined_task() if folder.name.startswith("joined") else tiny_task()
+    if fault:
+        task = replace(task, loss=Faulty(task, fault[0], int(fault[1]), int(fault[2])))
+    try:
+        average = train(task, SETTINGS, folder, devices=devices, accelerator="cpu", on_progress=report)
+    except HybridError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
     if is_first_process():
         torch.save(average.state_dict(), folder / "average.pt")
         print("wrote", flush=True)  # noqa: T201

@@ -498,11 +498,6 @@ def test_learned_weights_are_trained(eggs: Path, tmp_path: Path) -> None:
     assert "uncertainty" in state and not torch.equal(state["uncertainty"], torch.ones(3))
 
 
-def test_processes_need_two_crops_each(eggs: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="A batch of 2 leaves 2 processes less than two crops each"):
-        run(recipe(), eggs, tmp_path / "run", devices=2)
-
-
 def test_the_commands_from_scans_to_a_network(eggs: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(written({})))
     given = ["pretrain", str(tmp_path / "r.yaml"), "--data", str(eggs), "-o", str(tmp_path / "out"), "--accelerator", "cpu"]

@@ -150,7 +150,7 @@ def test_recipes_that_are_not_there_and_files_that_are_none(tmp_path: Path) -> N
     with pytest.raises(RequestError, match=r"a\.yaml is not YAML"):
         load_recipe(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RequestError, match=r"b\.yaml is no text"):
+    with pytest.raises(RequestError, match=r"b\.yaml is not YAML: it is no text"):
         load_recipe(tmp_path / "b.yaml")
 
 
