@@ -9,9 +9,11 @@ local engine; after a node was killed in the middle all outputs must be there, w
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
@@ -38,7 +40,8 @@ def lose_a_node(cluster: Cluster, out: Path, after: int) -> threading.Thread:
     """Kill a node without a word once so many results are there."""
 
     def watch() -> None:
-        while sum(1 for _ in out.rglob("[0-9]*.json")) < after:
+        lines = out / "run.jsonl"
+        while not lines.exists() or lines.read_text().count('"done"') < after:
             time.sleep(0.02)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         print(f"  a node was killed after {after} results")
@@ -48,11 +51,18 @@ def lose_a_node(cluster: Cluster, out: Path, after: int) -> threading.Thread:
     return thread
 
 
+def pace(out: Path) -> float:
+    """Results a second, from the first to the last that the journal tells of."""
+    lines = [json.loads(line) for line in (out / "run.jsonl").read_text().splitlines()]
+    ended = sorted(datetime.fromisoformat(line["ended"]) for line in lines)
+    return (len(ended) - 1) / max((ended[-1] - ended[0]).total_seconds(), 1e-9)
+
+
 def compare(title: str, command: tuple[str, ...], inputs: Path, folder: Path, nodes: tuple[int, ...]) -> None:
     here = folder / f"{title} here"
     seconds = timed([*command, str(inputs), "-o", str(here), *EXACT])
     reference = results(here)
-    print(f"{title}: local engine, {len(reference)} in {seconds:.1f} s, {len(reference) / seconds:.2f} a second")
+    print(f"{title}: local engine, {len(reference)} in {seconds:.1f} s, {pace(here):.2f} a second")
     for count in (*nodes, 3):
         cluster = cluster_of(count)
         try:
@@ -64,7 +74,7 @@ def compare(title: str, command: tuple[str, ...], inputs: Path, folder: Path, no
                 killer.join()
             assert results(out) == reference, "results differ from the local engine's"
             assert journal(out) == {"done": len(reference)} and not scraps(out), scraps(out)
-            print(f"{title}: {count} nodes, {seconds:.1f} s with the start of workers, {len(reference) / seconds:.2f} a second;")
+            print(f"{title}: {count} nodes, {seconds:.1f} s with the start of workers, {pace(out):.2f} a second once they run;")
             print(f"{title}: all {len(reference)} equal to the local engine's, none twice, none torn, no scraps")
         finally:
             cluster.shutdown()
@@ -73,13 +83,14 @@ def compare(title: str, command: tuple[str, ...], inputs: Path, folder: Path, no
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--edge", type=int, default=192, help="of the pictures")
     parser.add_argument("--scans", type=int, default=40)
     parser.add_argument("--nodes", type=int, nargs="*", default=(1, 2), help="sizes of clusters that lose no node")
     parser.add_argument("--scan", type=Path, help="a hippocampus, to cut scans from")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_pictures(folder / "pictures", asked.pictures)
+        make_pictures(folder / "pictures", asked.pictures, asked.edge)
         compare("pictures", PICTURES, folder / "pictures", folder, tuple(asked.nodes))
         if asked.scan:
             make_scans(folder / "scans", asked.scans, asked.scan)
