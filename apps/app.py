@@ -1,6 +1,6 @@
 """The app: pictures and scans in a browser, over the same functions as the commands.
 
-`build` makes the page; `apps.server` puts it behind accounts, private folders and security headers, and runs it.
+`build` makes the page; `apps.serving.server` puts it behind accounts, private folders and security headers, and runs it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Literal
 
 import gradio as gr
 
-from apps.audit import Audit
-from apps.jobs import Jobs
-from apps.workspace import Limits, Workspaces, workspace_of
+from apps.serving.audit import Audit
+from apps.serving.jobs import Jobs
+from apps.serving.workspace import Limits, Workspaces, workspace_of
 from hybrid.memory import format_size
 
 First = Literal["scan", "picture"]
@@ -30,7 +30,7 @@ class AppContext:
     """What the tabs share.
 
     Attributes:
-        workspaces: The private folders; a handler asks `apps.workspace.workspace_of` for that of its request.
+        workspaces: The private folders; a handler asks `apps.serving.workspace.workspace_of` for that of its request.
         limits: What users may send and keep.
         device: Device of the networks: auto, cpu, cuda, cuda:1 or mps.
         jobs: The runs of all users.
@@ -50,12 +50,12 @@ class AppContext:
 
 def build(context: AppContext, first: First = "picture") -> gr.Blocks:
     """The page, its first tab that of who asks: pictures for `restore app`, scans for `medical app`."""
-    from apps.evaluate_tab import evaluate_tab
-    from apps.picture_tab import picture_tab
+    from apps.evaluate.tab import evaluate_tab
+    from apps.pictures.tab import picture_tab
 
     tabs = {"Restore a picture": picture_tab}
-    if find_spec("apps.scan_tab") is not None:
-        from apps.scan_tab import scan_tab
+    if find_spec("apps.scans.tab") is not None:
+        from apps.scans.tab import scan_tab
 
         scans = {"Segment a scan": scan_tab}
         tabs = scans | tabs if first == "scan" else tabs | scans

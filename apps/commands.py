@@ -31,16 +31,16 @@ class Stopped(BaseException):
 
 def restore() -> NoReturn:
     """Entry point of the command `restore`."""
-    from apps.cli_app import mount
-    from restore.cli import app
+    from apps.cli.app import mount
+    from restore.cli.app import app
 
     _run(mount(app, "picture"))
 
 
 def medical() -> NoReturn:
     """Entry point of the command `medical`."""
-    from apps.cli_app import mount
-    from medical.cli import app
+    from apps.cli.app import mount
+    from medical.cli.app import app
 
     _run(mount(app, "scan"), private=True)
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from apps.jobs import Progress
-from apps.workspace import Workspace, serve
+from apps.serving.jobs import Progress
+from apps.serving.workspace import Workspace, serve
 from hybrid.errors import HybridError
 from hybrid.memory import format_size
 from hybrid.records import without_folders
-from restore.restoration_plan import format_duration
+from restore.restoration.plan import format_duration
 
 
 def said(text: str, kind: str = "") -> str:

@@ -54,8 +54,8 @@ def run_command(arguments: list[str]) -> int:
 
 def fork_command(arguments: list[str], *, quiet: bool = True) -> int:
     """One of the two commands in a child of this process, which has loaded its libraries; returns the child's number."""
-    import medical.cli_segment  # noqa: F401 - once, not in every child
-    import restore.cli_sr  # noqa: F401
+    import medical.cli.segment  # noqa: F401 - once, not in every child
+    import restore.cli.sr  # noqa: F401
 
     child = os.fork()
     if child:

@@ -22,10 +22,10 @@ from PIL import Image
 from skimage.data import astronaut
 from skimage.transform import SimilarityTransform
 
-from restore.face_alignment import apply, enlarged, fit_similarity, inverse, scale_of, warp, warp_face
-from restore.face_detection import Face, detect_faces
-from restore.face_paste import paste, soft_mask
-from restore.interpolation import resize
+from restore.faces.alignment import apply, enlarged, fit_similarity, inverse, scale_of, warp, warp_face
+from restore.faces.detection import Face, detect_faces
+from restore.faces.paste import paste, soft_mask
+from restore.images.interpolation import resize
 
 CANVAS = (1100, 1600)
 COUNT = 40

@@ -24,7 +24,7 @@ import tifffile
 
 from hybrid.memory import format_size, parse_size
 from hybrid.records import sha256_file
-from restore.resumable import PROGRESS, part_folder
+from restore.restoration.resumable import PROGRESS, part_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TILE = 512

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybrid.keys import count_numbered
+from hybrid.weights.keys import count_numbered
 
 State = Mapping[str, Tensor]
 Maps = Sequence[Tensor]

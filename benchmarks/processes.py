@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid.training import read_log
+from hybrid.training.loop import read_log
 
 SCRIPT = "from apps.commands import {0}; {0}()"
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybrid.tiles import plan_tiles, run_tiles
+from hybrid.tiles.run import plan_tiles, run_tiles
 from restore import load_model
 from restore.images import read_picture, to_unit
 from restore.models.base import RestorationNetwork

@@ -19,14 +19,14 @@ import torch
 
 from hybrid.errors import RequestError
 from medical import load_model as load_segmenter
-from medical.restoration import RestoreSettings
-from medical.restoration import restore as restore_scan
-from medical.restoration_loading import load_restorer
-from medical.segmentation import segment
-from medical.volumes import Volume, read_volume
+from medical.restoration.loading import load_restorer
+from medical.restoration.run import RestoreSettings
+from medical.restoration.run import restore as restore_scan
+from medical.segmentation.run import segment
+from medical.volumes.volume import Volume, read_volume
 from restore import load_model
 from restore.images import Picture, read_picture
-from restore.restoration import RunSettings, restore_picture
+from restore.restoration.run import RunSettings, restore_picture
 
 SR = ("cfsr-compact", "hat-compact", "espcn-compact")
 SAME_SIZE = ("denoise-compact", "deblur-compact", "dejpeg-compact")

@@ -1,7 +1,7 @@
 """What the YAML of a restoration benchmark says: deblurring, denoising, removal of JPEG's traces, all at the picture's own size.
 
 A set either holds pairs of files (`Stored`), or its degraded pictures are made from the clean ones by a rule that every
-reader can repeat: `Noise`, `Compressed`, `Blurred`. The rules are carried out by `restore.evaluation_degraded`.
+reader can repeat: `Noise`, `Compressed`, `Blurred`. The rules are carried out by `restore.evaluation.degraded`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 Channel = Literal["y", "rgb"]
 Mode = Literal["double", "uint8", "uint8-legacy"]
-"""Ways of MATLAB's bicubic shrinking; see `restore.resize`."""
+"""Ways of MATLAB's bicubic shrinking; see `restore.images.resize`."""
 
 
 class Strict(BaseModel):

@@ -114,7 +114,7 @@ class Split(Strict):
 
 
 class Scoring(Strict):
-    """How the set is scored, in the words of `medical.metrics.Conventions` and `medical.boundaries`."""
+    """How the set is scored, in the words of `medical.evaluation.metrics.Conventions` and `medical.evaluation.boundaries`."""
 
     empty: Literal["nan", "monai-ignore", "monai-strict", "transunet"] = "nan"
     hausdorff: Literal["max", "pooled"] = "max"

@@ -16,9 +16,9 @@ import matplotlib
 import numpy as np
 
 from data_specs import RestorationSpec, find_restoration, load_spec
-from restore.evaluation_degraded import KERNEL_SUM, BenchmarkKernel, blurred, read_kernels, whole_kernel
+from restore.degradations.motion_kernels import DefocusKernel, MotionKernel, ShakeKernel
+from restore.evaluation.degraded import KERNEL_SUM, BenchmarkKernel, blurred, read_kernels, whole_kernel
 from restore.images import read_picture
-from restore.motion_kernels import DefocusKernel, MotionKernel, ShakeKernel
 
 SEED = 2**64
 KERNELS = {

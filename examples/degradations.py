@@ -16,8 +16,8 @@ from PIL import Image
 
 import data_specs
 from hybrid.records import replacing
-from restore.blur_sheet import blur_sheet
-from restore.degradation_sheet import degradation_sheet
+from restore.degradations.blur_sheet import blur_sheet
+from restore.degradations.sheet import degradation_sheet
 from restore.images import read_picture
 
 PICTURE = Path(data_specs.__file__).parent / "mini" / "osprey.png"

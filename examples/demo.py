@@ -13,9 +13,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from restore.images import read_picture
+from restore.images.resize import imresize
 from restore.loading import load_model
-from restore.resize import imresize
-from restore.restoration import RunSettings, restore_file
+from restore.restoration.run import RunSettings, restore_file
 
 EXAMPLE = Path(__file__).with_name("colosseum.png")
 SCALE = 4

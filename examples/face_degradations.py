@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from restore.face_degradation import FACE_PRESETS, face_sheet
-from restore.training_data import PICTURES, read_photos
+from restore.faces.degradation import FACE_PRESETS, face_sheet
+from restore.training.data import PICTURES, read_photos
 
 FACES, DRAWS = 6, 12
 

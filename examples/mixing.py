@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from hybrid.records import replacing
-from medical.cases import Folder, cut
-from medical.mixing_sheet import mixing_sheet
-from medical.training import load_recipe
+from medical.training.cases import Folder, cut
+from medical.training.mixing_sheet import mixing_sheet
+from medical.training.run import load_recipe
 
 
 def main(data: Path, sheet: Path) -> None:

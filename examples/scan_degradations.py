@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from hybrid.records import replacing
-from medical.degradation_sheet import scan_degradation_sheet
-from medical.volumes import read_volume
+from medical.restoration.degradation_sheet import scan_degradation_sheet
+from medical.volumes.volume import read_volume
 
 
 def main(scan: Path, sheet: Path) -> None:

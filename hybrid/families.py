@@ -9,9 +9,9 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hybrid.keys import KeyMap
 from hybrid.loading import WeightsSource
-from hybrid.precision_check import Trial, Verdict
+from hybrid.precision.check import Trial, Verdict
+from hybrid.weights.keys import KeyMap
 
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Types in which a network may compute besides float32, by the names that users give."""

@@ -16,7 +16,7 @@ _FILLS = {Tensor.normal_, Tensor.uniform_}
 class SkipRandomFill(TorchFunctionMode):
     """Within this context tensors are not filled with random numbers: half of the time to load a large network.
 
-    Only for networks of which every parameter is loaded afterwards, as `hybrid.checkpoints.load_strict` makes sure.
+    Only for networks of which every parameter is loaded afterwards, as `hybrid.weights.checkpoints.load_strict` makes sure.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}(\.\w+)?|\.writing-[0-9a-f]{12}|\.part-\w{8}")
-"""Names of `hybrid.records.replacing`, `restore.image_writing` and `medical.staging.staged`."""
+"""Names of `hybrid.records.replacing`, `restore.images.writing` and `medical.volumes.staging.staged`."""
 
 
 def remove_leftovers(folders: Iterable[Path], *, before: float) -> None:

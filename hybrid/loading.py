@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hybrid.errors import RequestError, WeightsError
-from hybrid.weights import Origin, Resolved, Store
+from hybrid.weights.find import Origin, Resolved, Store
 
 if TYPE_CHECKING:
-    from hybrid.checkpoints import Checkpoint
     from hybrid.families import Family, Network
+    from hybrid.weights.checkpoints import Checkpoint
 
 N = TypeVar("N", bound="Network")
 
@@ -51,8 +51,8 @@ def open_weights(found: Resolved) -> Checkpoint:
     Raises:
         WeightsError: It is damaged, unsafe to open, or holds no weights.
     """
-    from hybrid.checkpoints import read_checkpoint
     from hybrid.devices import tune_allocator
+    from hybrid.weights.checkpoints import read_checkpoint
 
     tune_allocator()  # before the first tensor is made
     return read_checkpoint(found.path)
@@ -75,7 +75,7 @@ def build_network(
         checkpoint: What is in it.
         families: The architectures it may be of, by their registry names.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-        precision: ``float32``, ``bf16``, ``fp16`` or ``auto``, which `hybrid.precision_check` decides.
+        precision: ``float32``, ``bf16``, ``fp16`` or ``auto``, which `hybrid.precision.check` decides.
         config: What a checkpoint cannot tell, by the names of the family's options.
         work: Pixels or voxels that it will be run on, for ``auto``; None where that is much or not known.
 
@@ -83,10 +83,10 @@ def build_network(
         RequestError: An option that the family has not, or a device or precision that cannot be had.
         WeightsError: The weights are of no supported family, incomplete or changed.
     """
-    from hybrid.checkpoints import load_strict, recognise
     from hybrid.devices import choose_device, choose_precision
     from hybrid.initialisation import SkipRandomFill
-    from hybrid.precision_check import settle
+    from hybrid.precision.check import settle
+    from hybrid.weights.checkpoints import load_strict, recognise
 
     target = choose_device(device)
     kind = families[recognise(checkpoint.state, families)]

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hybrid.catalogue import Entry
 from hybrid.errors import RequestError
 from hybrid.onnx_export import Exported, Sides, Subject, export
+from hybrid.weights.catalogue import Entry
 from medical.models.base import SegmentationCard, SegmentationNetwork
 from medical.notice import RESEARCH_USE
-from medical.restoration_loading import Restorer
+from medical.restoration.loading import Restorer
 from restore import exporting as pictures
 
 NAMES = {2: ("height", "width"), 3: ("i", "j", "k")}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hybrid.catalogue import Catalogue
 from hybrid.errors import RequestError, WeightsError
 from hybrid.loading import build_network, open_weights
-from hybrid.weights import Resolved, Store, resolve
+from hybrid.weights.catalogue import Catalogue
+from hybrid.weights.find import Resolved, Store, resolve
 from medical.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def save_model(
         OutputError: The folder does not take the file, or a weight is too large for float16.
         WeightsError: The protocol asks for other channels than the network has.
     """
-    from hybrid.checkpoints import write_checkpoint
+    from hybrid.weights.checkpoints import write_checkpoint
     from medical.models import family
 
     kind = family(network.card.family)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from hybrid.devices import describe_machine
 from hybrid.records import versions
-from hybrid.weights import Store, weights_state
+from hybrid.weights.find import Store, weights_state
 from restore.loading import catalogue
 
 

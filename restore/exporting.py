@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from hybrid.cards import ModelCard
-from hybrid.catalogue import Entry
 from hybrid.errors import RequestError
 from hybrid.onnx_export import MOST, Exported, Sides, Subject, export
+from hybrid.weights.catalogue import Entry
 from restore.models.base import RestorationNetwork
 
 NAMES = ("height", "width")

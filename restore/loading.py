@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid.catalogue import Catalogue
 from hybrid.errors import RequestError, ResourceError, WeightsError
 from hybrid.loading import build_network, open_weights
-from hybrid.weights import Resolved, Store, fallback, fallback_notice, resolve
+from hybrid.weights.catalogue import Catalogue
+from hybrid.weights.find import Resolved, Store, fallback, fallback_notice, resolve
 
 if TYPE_CHECKING:
     from restore.models.base import RestorationNetwork

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from hybrid.cards import ModelCard
-from hybrid.catalogue import Entry, Task
 from hybrid.errors import RequestError
+from hybrid.weights.catalogue import Entry, Task
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ FACE = Command("face", ("face",), "face-compact", "_restored", "faces")
 COMMANDS = (SR, DEBLUR, DENOISE, DEJPEG, FACE)
 
 BEST: Literal["agreement", "re-blur"] = "agreement"
-"""How the best of several outputs is told, by the name of a criterion of `restore.selection`."""
+"""How the best of several outputs is told, by the name of a criterion of `restore.restoration.selection`."""
 BEST_IN_WORDS = {
     "agreement": "the one nearest to the mean of all",
     "re-blur": "the one that, blurred again, is nearest to the input",

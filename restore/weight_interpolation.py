@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hybrid.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from hybrid.containers import few
 from hybrid.errors import OutputError, RequestError, WeightsError
+from hybrid.weights.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from hybrid.weights.containers import few
 
 
 def interpolate_files(first: Path, second: Path, target: Path, share: float, *, overwrite: bool = False) -> None:

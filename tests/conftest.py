@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.catalogue import Catalogue
+from hybrid.weights.catalogue import Catalogue
 from restore.loading import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent

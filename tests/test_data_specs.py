@@ -11,7 +11,7 @@ import yaml
 import data_specs
 from data_specs import SuperResolutionSpec, available, check_files, find_images, folder_spec, load_spec
 from hybrid.errors import InputError, RequestError
-from restore.evaluation_files import write_png
+from restore.evaluation.files import write_png
 
 FOLDER = Path(data_specs.__file__).parent
 BENCHMARKS = {"set5": 5, "set14": 14, "bsd100": 100, "urban100": 100, "manga109": 109}

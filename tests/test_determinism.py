@@ -21,7 +21,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from benchmarks.what_may_differ import BOUNDS, PHOTO, SAME_SIZE, SCAN, SR, denoised, middle, pictures, segmented
-from medical.volumes import read_volume
+from medical.volumes.volume import read_volume
 from restore.images import read_picture
 from tests.every_command import write_inputs
 

@@ -72,7 +72,7 @@ def test_code_is_as_agreed(path: Path) -> None:
         ("import restore.models.hat", "hybrid", {"restore"}),
         ("def f():\n    from apps.commands import restore", "restore", {"apps"}),
         ("if TYPE_CHECKING:\n    from medical import load_model", "restore", {"medical"}),
-        ("import_module('restore.cli')", "data_specs", {"restore"}),
+        ("import_module('restore.cli.app')", "data_specs", {"restore"}),
         ("importlib.import_module('medical')", "hybrid", {"medical"}),
         ("import tests.command", "restore", {"tests"}),
         ("from . import base\nfrom hybrid import cards\nimport restored, numpy", "restore", set()),

@@ -12,7 +12,7 @@ import yaml
 import data_specs
 from data_specs import RestorationSpec, available, check_files, find_restoration, folder_restoration_spec, load_spec
 from hybrid.errors import InputError, RequestError
-from restore.evaluation_files import write_png
+from restore.evaluation.files import write_png
 
 FOLDER = Path(data_specs.__file__).parent
 PICTURES = {

@@ -13,7 +13,7 @@ from data_specs import SegmentationSpec, available, find_volumes, load_spec
 from data_specs.segmentation_schema import Fold
 from data_specs.volume_files import k_fold
 from hybrid.errors import InputError, RequestError
-from medical.metrics import Conventions
+from medical.evaluation.metrics import Conventions
 from medical.structures import Structure
 
 FOLDER = Path(data_specs.__file__).parent

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybrid import families
-from hybrid.precision_check import Agreement, Trial
-from hybrid.precision_trials import near_labels, sample
+from hybrid.precision.check import Agreement, Trial
+from hybrid.precision.trials import near_labels, sample
 from medical.protocol import Protocol
 
 TRIAL_SIDE = 64
@@ -72,7 +72,7 @@ class SegmentationNetwork(families.Network):
         raise NotImplementedError
 
     def trial(self) -> Trial | None:
-        """A window of shapes; None of networks that give no labels a voxel. See `hybrid.precision_check`."""
+        """A window of shapes; None of networks that give no labels a voxel. See `hybrid.precision.check`."""
         if self.card.task != "segmentation":
             return None
         sides = self.protocol.patch if self.protocol is not None else (TRIAL_SIDE,) * self.card.spatial_dims

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybrid.blocks.cross_d import HIDDEN, CrossDConv
 from hybrid.errors import WeightsError
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.keys import KeyMap, count_numbered
 from medical.models.base import ClassificationNetwork, Family, SegmentationCard
 
 PAPER = (

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hybrid.checkpoints import Checkpoint, load_strict, read_checkpoint
 from hybrid.errors import RequestError, WeightsError
+from hybrid.weights.checkpoints import Checkpoint, load_strict, read_checkpoint
 from medical.loading import saved_options
 from medical.models.cswin_unet import HEADS, KEYS, PREFIX, CSWinUNet
 from medical.models.cswin_unet_3d import CSWinUNet3D

@@ -23,7 +23,7 @@ from hybrid.blocks.convolution import PointwiseConvolution
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.errors import WeightsError
 from hybrid.initialisation import initialise_linears
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.keys import KeyMap, count_numbered
 from medical.models import cswin_unet_3d
 from medical.models.base import Family, SegmentationCard, SegmentationNetwork
 from medical.models.cswin_encoder import CSWinConfig, Encoder

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from hybrid.blocks.wavelets import haar, mirrored_signs
 from hybrid.errors import WeightsError
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.keys import KeyMap, count_numbered
 from medical.models.base import Family, SegmentationCard, SegmentationNetwork
 from medical.models.neunet_blocks import ConvBlock, SubPixelUp, logits
 from medical.models.unet_blocks import CONVOLUTIONS, SLOPE

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.swin import SwinBlock
 from hybrid.errors import WeightsError
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.keys import KeyMap, count_numbered
 from medical.models.base import Family, SegmentationCard, SegmentationNetwork
 from medical.models.unet_blocks import CONVOLUTIONS, ResidualBlock, UpBlock
 

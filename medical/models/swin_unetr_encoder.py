@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hybrid.checkpoints import Checkpoint, load_strict, read_checkpoint
 from hybrid.errors import RequestError, WeightsError
+from hybrid.weights.checkpoints import Checkpoint, load_strict, read_checkpoint
 from medical.loading import saved_options
 from medical.models.encoders import EncoderFiles
 from medical.models.swin_unetr import KEYS, SwinUNETR

@@ -12,8 +12,8 @@ from hybrid import families
 from hybrid.blocks import exportable
 from hybrid.blocks.resampling import pad_to_multiple
 from hybrid.cards import ModelCard
-from hybrid.precision_check import Agreement, Trial
-from hybrid.precision_trials import near_pictures, sample
+from hybrid.precision.check import Agreement, Trial
+from hybrid.precision.trials import near_pictures, sample
 
 TRIAL_SIDES = (64, 192)
 """Least and largest edge, in pixels, of the tile that tells whether a lower precision does."""
@@ -44,7 +44,7 @@ class RestorationNetwork(families.Network):
         raise NotImplementedError
 
     def trial(self) -> Trial:
-        """A tile of smooth shapes, edges and a little noise; see `hybrid.precision_check`."""
+        """A tile of smooth shapes, edges and a little noise; see `hybrid.precision.check`."""
         parameters = sum(p.numel() for p in self.parameters())
         fitting = isqrt(round(TRIAL_COST / max(1, parameters))) // 32 * 32
         side = min(self.card.face_size, FACE_TRIAL_SIDE) or min(max(TRIAL_SIDES[0], fitting), TRIAL_SIDES[1])

@@ -30,7 +30,7 @@ from hybrid.blocks.convolution import (
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
-from hybrid.keys import KeyMap
+from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
 from restore.models.published import count_numbered, picture_mean
 

@@ -24,7 +24,7 @@ from hybrid.blocks.split_windows import SplitWindowAttention
 from hybrid.blocks.transposed import STRIP_PIXELS, GatedFeedForward, TransposedCrossAttention
 from hybrid.cards import ModelCard
 from hybrid.initialisation import initialise_linears
-from hybrid.keys import KeyMap
+from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
 from restore.models.published import count_numbered, picture_mean
 

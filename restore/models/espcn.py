@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
-from hybrid.keys import KeyMap
+from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
 
 WIDTHS = (64, 32)

@@ -24,7 +24,7 @@ from hybrid.blocks.resampling import in_strips, strip_rows, sub_pixel_stages
 from hybrid.cards import ModelCard
 from hybrid.errors import WeightsError
 from hybrid.initialisation import initialise_linears
-from hybrid.keys import KeyMap
+from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
 from restore.models.published import count_numbered, picture_mean
 

@@ -19,7 +19,7 @@ from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.normalisation import instance_norm
 from hybrid.cards import ModelCard
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
 from restore.models.multi_output import Heads, SeveralOutputs, SupervisedAttention, count_heads
 

@@ -24,9 +24,9 @@ from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.selective_fusion import DualAttentionUnit, ResidualDownsample, ResidualUpsample, SelectiveKernelFusion
 from hybrid.cards import ModelCard
-from hybrid.containers import few
 from hybrid.errors import WeightsError
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.containers import few
+from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family, RestorationNetwork
 
 

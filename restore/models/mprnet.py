@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from hybrid.blocks.chunks import accumulate, modulate
 from hybrid.blocks.selective_fusion import prelu
 from hybrid.cards import ModelCard
-from hybrid.containers import few
 from hybrid.errors import WeightsError
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.containers import few
+from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
 from restore.models.multi_output import Heads, SeveralOutputs, SupervisedAttention, count_heads
 

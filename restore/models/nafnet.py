@@ -20,7 +20,7 @@ from hybrid.blocks.channel_gates import STRIP_VALUES, ActivationFreeBlock
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
 from restore.models.multi_output import Heads, SeveralOutputs, count_heads
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybrid.keys import count_numbered
+from hybrid.weights.keys import count_numbered
 
 __all__ = ["RGB_MEAN", "count_numbered", "picture_mean"]
 

@@ -21,7 +21,7 @@ from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.rwkv import RWKVBlock
 from hybrid.blocks.u_shape import UShape
 from hybrid.cards import ModelCard
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family, RestorationNetwork
 
 LEVELS = 4

@@ -25,7 +25,7 @@ from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.vector_quantiser import Quantised, VectorQuantiser
 from hybrid.cards import ModelCard
 from hybrid.errors import RequestError
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family, RestorationNetwork
 
 

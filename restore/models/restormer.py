@@ -21,7 +21,7 @@ from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.transposed import STRIP_PIXELS, STRIP_VALUES, TransposedBlock
 from hybrid.blocks.u_shape import UShape
 from hybrid.cards import ModelCard
-from hybrid.keys import KeyMap, count_numbered
+from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
 from restore.models.multi_output import Heads, SeveralOutputs, count_heads
 

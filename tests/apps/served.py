@@ -18,7 +18,7 @@ import httpx
 import uvicorn
 
 from apps.app import AppContext
-from apps.server import Settings, make_app
+from apps.serving.server import Settings, make_app
 
 PATIENCE = 60.0
 

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from apps.accounts import TRIES, Accounts, PasswordHash, Sessions, add_user
-from apps.server import Settings
+from apps.serving.accounts import TRIES, Accounts, PasswordHash, Sessions, add_user
+from apps.serving.server import Settings
 from hybrid.errors import InputError, RequestError
 from tests.apps.served import Served, served
 from tests.command import restore
@@ -82,7 +82,7 @@ def test_after_wrong_passwords_a_name_has_to_wait() -> None:
 
 def test_a_session_ends_when_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions, now = Sessions(idle=100), [0.0]
-    monkeypatch.setattr("apps.accounts.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("apps.serving.accounts.time.monotonic", lambda: now[0])
     token = sessions.begin("ann")
     now[0] = 90
     assert sessions.find(token) is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from apps.evaluate_run import Asked, evaluate, methods_for, read_levels, sets_for
+from apps.evaluate.run import Asked, evaluate, methods_for, read_levels, sets_for
 from hybrid.errors import RequestError
 from tests.command import restore
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from apps.server import Settings
-from apps.workspace import Limits, Workspace, Workspaces, new_root, serve
+from apps.serving.server import Settings
+from apps.serving.workspace import Limits, Workspace, Workspaces, new_root, serve
 from hybrid.errors import InputError, ResourceError
 from tests.apps.served import Served, Visitor, example, served
 

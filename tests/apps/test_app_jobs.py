@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from apps.jobs import Cancelled, Done, Jobs, Progress, Report, watch_job
-from apps.workspace import Workspace
+from apps.serving.jobs import Cancelled, Done, Jobs, Progress, Report, watch_job
+from apps.serving.workspace import Workspace
 
 SOON = 30.0
 

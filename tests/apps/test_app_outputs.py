@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from apps import picture_run
-from apps.picture_run import MAP, Wish, restore_all
-from apps.picture_show import RESULT, Looked, downloads, draw, outcome_table
-from apps.picture_view import Window
-from apps.workspace import Workspace
+from apps.pictures import run as picture_run
+from apps.pictures.run import MAP, Wish, restore_all
+from apps.pictures.show import RESULT, Looked, downloads, draw, outcome_table
+from apps.pictures.view import Window
+from apps.serving.workspace import Workspace
 from hybrid.cards import ModelCard
 from restore.models.base import RestorationNetwork
-from restore.restoration import RunSettings
+from restore.restoration.run import RunSettings
 from restore.tasks import DEBLUR
 from tests.apps.served import example
 

@@ -37,7 +37,7 @@ def small(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that stands: the one thing in a file that two runs do not share is when they began."""
-    for module in ("restore.restoration", "restore.gigapixel"):
+    for module in ("restore.restoration.run", "restore.restoration.gigapixel"):
         monkeypatch.setattr(f"{module}.timestamp", lambda: "2026-01-01T00:00:00+00:00")
 
 
@@ -174,7 +174,7 @@ def test_cancel_frees_the_device(page: Any, app: Served, monkeypatch: pytest.Mon
 
     send(page, small["photo.png"])
     choose(page, "picture-model", MODEL)
-    monkeypatch.setattr("apps.picture_tab.restore_all", endless)
+    monkeypatch.setattr("apps.pictures.tab.restore_all", endless)
     page.locator("#picture-run").click()
     assert begun.wait(60)
     page.locator("#picture-cancel").click()

@@ -295,7 +295,7 @@ def test_a_disk_that_is_full_leaves_nothing(photo: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     before = files(photo.parent)
-    monkeypatch.setattr("restore.image_writing.scratch_header", full)
+    monkeypatch.setattr("restore.images.writing.scratch_header", full)
     one_line(restore("sr", photo, *COMPACT), 6, "No space left on device", "free space")
     assert files(photo.parent) == before
 
@@ -305,7 +305,7 @@ def test_no_output_stays_without_its_record(photo: Path, monkeypatch: pytest.Mon
         raise OutputError("The record could not be written: No space left on device.")
 
     before = files(photo.parent)
-    monkeypatch.setattr("restore.restoration.write_record", full)
+    monkeypatch.setattr("restore.restoration.run.write_record", full)
     one_line(restore("sr", photo, *COMPACT), 6, "No space left")
     assert files(photo.parent) == before
 

@@ -19,9 +19,9 @@ import tifffile
 import torch
 from PIL import Image
 
-from hybrid.checkpoints import read_checkpoint
 from hybrid.memory import parse_size
 from hybrid.records import Record
+from hybrid.weights.checkpoints import read_checkpoint
 from restore.images import read_picture, read_record
 from restore.loading import find_weights
 from tests.command import COMPACT, files, restore, smooth

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from apps.scan_actions import EXAMPLE, example
+from apps.scans.actions import EXAMPLE, example
 from tests.apps.served import Served
 from tests.command import medical
 from tests.medical.dicom_stubs import save, slices_of
@@ -129,7 +129,7 @@ def test_cancel_frees_the_device_and_leaves_nothing(scans: Any, app: Served, mon
 
     scans.locator("#scan-example").click()
     opened(scans)
-    monkeypatch.setattr("apps.scan_actions.scan_run.run", endless)
+    monkeypatch.setattr("apps.scans.actions.scan_run.run", endless)
     scans.locator("#scan-segment").click()
     assert begun.wait(60)
     scans.locator("#scan-cancel:not([disabled])").click()

@@ -6,14 +6,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from apps.scan_brush import UNDO_STEPS, Correction, Stroke
-from apps.scan_compare import agreements, difference
-from apps.scan_surface import surfaces
-from apps.scan_view import AGREED, OTHERWISE, OURS, THEIRS
+from apps.scans.brush import UNDO_STEPS, Correction, Stroke
+from apps.scans.compare import agreements, difference
+from apps.scans.surface import surfaces
+from apps.scans.view import AGREED, OTHERWISE, OURS, THEIRS
 from hybrid.errors import RequestError
-from medical.geometry import Grid
-from medical.preview import AXES
+from medical.results.preview import AXES
 from medical.structures import Structure
+from medical.volumes.geometry import Grid
 
 STRUCTURES = (Structure(value=1, name="one"), Structure(value=2, name="two"))
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apps.scan_reading import ALL_VOLUMES, modality_words, read, receive, safe_name
-from apps.scan_tables import scan_html
+from apps.scans.reading import ALL_VOLUMES, modality_words, read, receive, safe_name
+from apps.scans.tables import scan_html
 from hybrid.errors import HybridError, InputError, RequestError
 from tests.medical.dicom_stubs import private, series, slices_of
 

@@ -14,16 +14,16 @@ import numpy as np
 import pydicom
 import pytest
 
-from apps import scan_calls
-from apps.jobs import Cancelled
-from apps.scan_actions import EXAMPLE, EXAMPLE_MASK, choose, compare, corrected_files, example, segmentation, take
-from apps.scan_models import Model, card_html, segmentation_models
-from apps.scan_session import SESSIONS_EACH, Result, Session, Sessions
-from apps.scan_tables import agreement_html, figures_html, titled, uncertainty_html
-from apps.workspace import Workspace, Workspaces
+from apps.scans import calls as scan_calls
+from apps.scans.actions import EXAMPLE, EXAMPLE_MASK, choose, compare, corrected_files, example, segmentation, take
+from apps.scans.models import Model, card_html, segmentation_models
+from apps.scans.session import SESSIONS_EACH, Result, Session, Sessions
+from apps.scans.tables import agreement_html, figures_html, titled, uncertainty_html
+from apps.serving.jobs import Cancelled
+from apps.serving.workspace import Workspace, Workspaces
 from hybrid.errors import HybridError, InputError, RequestError
-from medical.label_maps import read_label_map
-from medical.volumes import stem
+from medical.volumes.label_maps import read_label_map
+from medical.volumes.volume import stem
 from tests.command import medical
 from tests.medical.dicom_stubs import private, slices_of
 from tests.medical.dicom_stubs import save as save_dicom

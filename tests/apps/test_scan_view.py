@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from apps.scan_view import AGREED, OTHERWISE, OURS, PLANES, THEIRS, Look, Scene, caption, draw, frame_of, obliquity
-from apps.scan_window import to_gray, windows_of
-from medical.geometry import Grid
+from apps.scans.view import AGREED, OTHERWISE, OURS, PLANES, THEIRS, Look, Scene, caption, draw, frame_of, obliquity
+from apps.scans.window import to_gray, windows_of
+from medical.volumes.geometry import Grid
 
 SPACING = (1.0, 3.0, 2.0)
 ORIENTATIONS = ["".join(letters) for pairs in itertools.permutations(("RL", "AP", "SI")) for letters in itertools.product(*pairs)]

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hybrid.weights import Store
+from hybrid.weights.find import Store
 from restore.images import read_picture
 from restore.loading import find_weights
 from tests.command import COMPACT, files, restore, smooth
@@ -33,7 +33,7 @@ def save(path: Path, height: int = 90, width: int = 70) -> Path:
 
 @pytest.fixture
 def streaming(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.restoration_plan.STREAM_FROM", 0)
+    monkeypatch.setattr("restore.restoration.plan.STREAM_FROM", 0)
 
 
 # Streaming --------------------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_an_output_that_is_there_is_told_before_weights_are_looked_for(photo: Pa
     def look(*arguments: object, **others: object) -> None:
         raise AssertionError("weights were looked for")
 
-    monkeypatch.setattr("restore.cli_road.find_weights", look)
+    monkeypatch.setattr("restore.cli.road.find_weights", look)
     for name, scale in (("photo_x4.png", "4"), ("photo_x2.7.png", "2.7")):
         photo.with_name(name).write_bytes(b"precious")
         said = restore("sr", photo, "--model", "hat", "--scale", scale)

@@ -83,7 +83,7 @@ def _picture(folder: Path, first: Path) -> object:
 
 
 def _regions(folder: Path, first: Path) -> object:
-    from restore.image_regions import RegionReader
+    from restore.images.regions import RegionReader
 
     inside = folder / "scratch"
     inside.mkdir()
@@ -97,8 +97,8 @@ def _regions(folder: Path, first: Path) -> object:
 
 
 def _exif(folder: Path, first: Path) -> object:
-    from restore.image_metadata import add_record, read_record, upright_exif, upright_xmp
-    from restore.image_tiff import attach_exif, exif_directories, exif_from_tiff, is_palette_tiff, is_tiled_tiff
+    from restore.images.metadata import add_record, read_record, upright_exif, upright_xmp
+    from restore.images.tiff import attach_exif, exif_directories, exif_from_tiff, is_palette_tiff, is_tiled_tiff
 
     data = first.read_bytes()
     told = exif_from_tiff(first), is_palette_tiff(first), is_tiled_tiff(first), upright_exif(data)
@@ -120,20 +120,20 @@ def _exif(folder: Path, first: Path) -> object:
 
 
 def _nifti(folder: Path, first: Path) -> object:
-    from medical.volumes import read_volume
+    from medical.volumes.volume import read_volume
 
     return read_volume(first, volume=0)
 
 
 def _label_map(folder: Path, first: Path) -> object:
-    from medical.label_pictures import read_any_label_map
+    from medical.pictures.label_maps import read_any_label_map
 
     return read_any_label_map(first)
 
 
 def _dicom(folder: Path, first: Path) -> object:
-    from medical.dicom import is_dicom, read_dicom
-    from medical.dicom_files import is_other_zip
+    from medical.dicom.files import is_other_zip
+    from medical.dicom.volume import is_dicom, read_dicom
 
     where = first if first.suffix in (".zip", ".dcm") else folder
     is_dicom(where), is_other_zip(first)
@@ -141,37 +141,37 @@ def _dicom(folder: Path, first: Path) -> object:
 
 
 def _dicom_picture(folder: Path, first: Path) -> object:
-    from medical.pictures import read_picture_file
+    from medical.pictures.reading import read_picture_file
 
     return read_picture_file(first)
 
 
 def _checkpoint(folder: Path, first: Path) -> object:
-    from hybrid.checkpoints import read_checkpoint
+    from hybrid.weights.checkpoints import read_checkpoint
 
     return read_checkpoint(first)
 
 
 def _catalogue(folder: Path, first: Path) -> object:
-    from hybrid.catalogue import Catalogue
+    from hybrid.weights.catalogue import Catalogue
 
     return Catalogue.load(first, folder)
 
 
 def _recipe(folder: Path, first: Path) -> object:
-    from restore.face_training import load_face_recipe
-    from restore.training import load_recipe
+    from restore.faces.training import load_face_recipe
+    from restore.training.run import load_recipe
 
     return load_face_recipe(first) or load_recipe(first)
 
 
 def _scan_recipe(folder: Path, first: Path) -> object:
-    import medical.pretraining
-    import medical.restoration_training
-    import medical.training
+    import medical.restoration.training
+    import medical.training.pretraining
+    import medical.training.run
 
     last: HybridError | None = None
-    for kind in (medical.training, medical.pretraining, medical.restoration_training):
+    for kind in (medical.training.run, medical.training.pretraining, medical.restoration.training):
         try:
             return kind.load_recipe(first)
         except HybridError as error:
@@ -182,8 +182,8 @@ def _scan_recipe(folder: Path, first: Path) -> object:
 
 
 def _protocol(folder: Path, first: Path) -> object:
-    from medical.cli_segment import read_protocol
-    from medical.restoration_loading import read_restoration_protocol
+    from medical.cli.segment import read_protocol
+    from medical.restoration.loading import read_restoration_protocol
 
     try:
         return read_protocol(first)
@@ -199,17 +199,17 @@ def _data_spec(folder: Path, first: Path) -> object:
 
 
 def _journal(folder: Path, first: Path) -> object:
-    from hybrid.journal import open_journal
+    from hybrid.batch.journal import open_journal
 
     with open_journal(first) as journal:
         return dict(journal.entries)
 
 
 def _listing(folder: Path, first: Path) -> object:
-    from medical.cases import Folder
-    from medical.system_table import System
-    from restore.evaluation_degraded import read_kernels
-    from restore.face_boxes import read_boxes
+    from medical.evaluation.system_table import System
+    from medical.training.cases import Folder
+    from restore.evaluation.degraded import read_kernels
+    from restore.faces.boxes import read_boxes
 
     if first.name == "kernels.json":
         return read_kernels(first)
@@ -221,9 +221,9 @@ def _listing(folder: Path, first: Path) -> object:
 
 
 def _archive(folder: Path, first: Path) -> object:
-    from hybrid.catalogue import Catalogue
-    from hybrid.weights import Store
-    from hybrid.weights_archive import unpack
+    from hybrid.weights.archive import unpack
+    from hybrid.weights.catalogue import Catalogue
+    from hybrid.weights.find import Store
 
     known, cache = folder / "catalogue", folder / "cache"
     try:

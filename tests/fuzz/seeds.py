@@ -229,7 +229,7 @@ def _dicom(one: Any) -> bytes:
 @cache
 def checkpoints() -> list[Files]:
     """Both formats of torch.save, with and without wrappers; safetensors, plain and packed."""
-    from hybrid.packing import MARK, pack_rows
+    from hybrid.weights.packing import MARK, pack_rows
 
     state = {"conv.weight": torch.arange(24.0).view(2, 3, 2, 2), "conv.bias": torch.tensor([0.5, -2.0])}
     half = {"a": torch.ones(3, dtype=torch.float16), "n": torch.arange(4), "f": torch.tensor(True)}
@@ -290,7 +290,7 @@ def protocols() -> list[Files]:
 @cache
 def journals() -> list[Files]:
     """The journal of a batch: done, failed, and a torn line."""
-    from hybrid.journal import Entry, Mark
+    from hybrid.batch.journal import Entry, Mark
 
     mark = {"a.png": Mark("0" * 64, 1234), "a.png.json": Mark("1" * 64, 99)}
     lines = [

@@ -27,12 +27,13 @@ import yaml
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 
-from hybrid.checkpoints import read_checkpoint
 from hybrid.errors import HybridError, InputError, ResourceError, WeightsError
 from hybrid.plain_yaml import LARGEST, parse_yaml, read_yaml
-from medical import dicom_codecs, dicom_files
-from medical.dicom import read_dicom
-from medical.volumes import read_volume
+from hybrid.weights.checkpoints import read_checkpoint
+from medical.dicom import codecs as dicom_codecs
+from medical.dicom import files as dicom_files
+from medical.dicom.volume import read_dicom
+from medical.volumes.volume import read_volume
 from restore.images import probe, read_picture
 from tests.command import files, restore
 from tests.fuzz.mutations import BOMB
@@ -152,8 +153,8 @@ def test_claims_of_checkpoints_are_refused(tmp_path: Path, claim: str) -> None:
 def peak_of(code: str, *arguments: str | Path) -> tuple[str, int]:
     """What a child prints that reads one file, and how much memory that took beyond what it had before, in bytes."""
     script = (
-        "import resource, sys\nfrom hybrid.errors import HybridError\nfrom medical.volumes import read_volume\n"
-        "from medical.dicom import read_dicom\nfrom restore.images import read_picture\n"
+        "import resource, sys\nfrom hybrid.errors import HybridError\nfrom medical.volumes.volume import read_volume\n"
+        "from medical.dicom.volume import read_dicom\nfrom restore.images import read_picture\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"try:\n    {code}\nexcept HybridError as error:\n    print(type(error).__name__)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybrid.batch import Batch, Item, Local, Made, Tell, run_batch
-from hybrid.batch_place import open_place
+from hybrid.batch.engine import Batch, Item, Local, Made, Tell, run_batch
+from hybrid.batch.journal import options_digest
+from hybrid.batch.place import open_place
 from hybrid.errors import HybridError, InputError, OutputError, WeightsError
-from hybrid.journal import options_digest
 from hybrid.records import replacing
 from hybrid.remote import Mirror
 

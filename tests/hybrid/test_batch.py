@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hybrid.batch.journal import JOURNAL, Entry, Journal, Mark, open_journal
 from hybrid.errors import OutputError, RequestError
-from hybrid.journal import JOURNAL, Entry, Journal, Mark, open_journal
 from hybrid.leftovers import remove_leftovers
 from hybrid.records import sha256_file
 from tests.hybrid.batch_stubs import COUNTED, Capitals, run

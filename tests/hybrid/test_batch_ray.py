@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.batch import Batch, Engine, Local, answers, run_batch
-from hybrid.batch_options import BatchOptions
-from hybrid.batch_place import open_place
-from hybrid.batch_ray import OnRay
+from hybrid.batch.cluster import OnRay
+from hybrid.batch.engine import Batch, Engine, Local, answers, run_batch
+from hybrid.batch.journal import JOURNAL
+from hybrid.batch.options import BatchOptions
+from hybrid.batch.place import open_place
 from hybrid.errors import InputError, RequestError, ResourceError, WeightsError
-from hybrid.journal import JOURNAL
 from tests.hybrid.batch_stubs import COUNTED, Capitals, Recipe, Watching, items_below
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'hybrid-imaging[cluster]'")

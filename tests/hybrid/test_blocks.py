@@ -16,7 +16,7 @@ from hybrid.blocks import chunks
 from hybrid.blocks.feedforward import FeedForward, StochasticDepth
 from hybrid.blocks.resampling import in_strips, pad_to_multiple, sub_pixel_stages
 from hybrid.initialisation import SkipRandomFill, initialise_linears
-from hybrid.keys import KeyMap
+from hybrid.weights.keys import KeyMap
 
 # Padding ---------------------------------------------------------------------------------------------------------
 

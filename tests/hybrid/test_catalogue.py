@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.catalogue import Catalogue
 from hybrid.errors import RequestError, WeightsError
-from hybrid.weights import Store, fallback, fallback_notice, resolve
+from hybrid.weights.catalogue import Catalogue
+from hybrid.weights.find import Store, fallback, fallback_notice, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 BODY = b"what the file holds is not looked at here"
@@ -121,7 +121,7 @@ def test_missing_catalogue(tmp_path: Path) -> None:
 
 def test_the_picture_catalogue_needs_no_torch() -> None:
     code = (
-        "import sys, json; from pathlib import Path; from hybrid.catalogue import Catalogue; import hybrid.weights;"
+        "import sys, json; from pathlib import Path; from hybrid.weights.catalogue import Catalogue; import hybrid.weights.find;"
         "c = Catalogue.load(Path('restore/weights/catalogue.yaml'), Path('restore'));"
         "print(json.dumps({e.name: [sorted(e.files), e.shipped] for e in c}), 'torch' in sys.modules)"
     )

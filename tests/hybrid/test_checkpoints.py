@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from hybrid.checkpoints import read_checkpoint, write_checkpoint
 from hybrid.errors import OutputError, WeightsError
 from hybrid.records import sha256_file
+from hybrid.weights.checkpoints import read_checkpoint, write_checkpoint
 
 WEIGHTS = {"conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2), "conv.bias": np.array([0.5, -2], np.float32)}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hybrid.checkpoints import read_checkpoint
-from hybrid.containers import write_checkpoint
 from hybrid.errors import WeightsError
-from hybrid.packing import MARK, pack_rows, unpack_rows
+from hybrid.weights.checkpoints import read_checkpoint
+from hybrid.weights.containers import write_checkpoint
+from hybrid.weights.packing import MARK, pack_rows, unpack_rows
 
 
 def weights() -> dict[str, torch.Tensor]:

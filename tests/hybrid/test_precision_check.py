@@ -14,8 +14,8 @@ from torch import Tensor
 from hybrid.errors import RequestError
 from hybrid.families import Network
 from hybrid.loading import WeightsSource
-from hybrid.precision_check import ENVIRONMENT, FOLDER, LEAST_TILES, Agreement, Trial, settle, verdict_facts
-from hybrid.precision_trials import near_labels, near_pictures, sample
+from hybrid.precision.check import ENVIRONMENT, FOLDER, LEAST_TILES, Agreement, Trial, settle, verdict_facts
+from hybrid.precision.trials import near_labels, near_pictures, sample
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_other_weights_have_their_own(stub, tmp_path: Path) -> None:
 
 def test_another_version_is_measured_anew(stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert decide(stub(), tmp_path) == "bf16"
-    monkeypatch.setattr("hybrid.precision_check.versions", lambda: {"hybrid-imaging": "99"})
+    monkeypatch.setattr("hybrid.precision.check.versions", lambda: {"hybrid-imaging": "99"})
     assert decide(stub(seconds=5.0), tmp_path) == "float32"
 
 

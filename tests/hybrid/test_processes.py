@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from hybrid.errors import HybridError, RequestError, ResourceError
-from hybrid.processes import _batch_norm, ending_together, is_first_process, processes_here, share_statistics, together
-from hybrid.training import read_log, train
+from hybrid.training.loop import read_log, train
+from hybrid.training.processes import _batch_norm, ending_together, is_first_process, processes_here, share_statistics, together
 from tests.hybrid.training_task import SETTINGS, joined_task, tiny_task
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybrid.checkpoints import load_strict, recognise
 from hybrid.errors import WeightsError
+from hybrid.weights.checkpoints import load_strict, recognise
 
 STATE = {"conv.weight": torch.ones(2, 3, 2, 2), "conv.bias": torch.ones(2)}
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybrid.errors import OutputError
-from hybrid.tile_stream import stream_tiles
-from hybrid.tiles import TilePlan, plan_tiles, run_tiles
+from hybrid.tiles.run import TilePlan, plan_tiles, run_tiles
+from hybrid.tiles.stream import stream_tiles
 
 
 class Kept:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from hybrid.errors import OutputError, RequestError, ResourceError
-from hybrid.tile_weights import blend_weights
-from hybrid.tiles import TilePlan, is_out_of_memory, plan_tiles, run_tiles
+from hybrid.tiles.blending import blend_weights
+from hybrid.tiles.run import TilePlan, is_out_of_memory, plan_tiles, run_tiles
 
 
 def plan(shape: tuple[int, ...], tile: object = None, **changes: object) -> TilePlan:

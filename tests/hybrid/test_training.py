@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.errors import RequestError, WeightsError
-from hybrid.training import Task, TrainSettings, read_log, train
+from hybrid.training.loop import Task, TrainSettings, read_log, train
 from tests.hybrid.training_task import SETTINGS, tiny_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,7 +257,7 @@ def test_batch_that_processes_cannot_share_is_refused(tmp_path: Path, monkeypatc
     class TwoProcesses:
         world_size = 2
 
-    monkeypatch.setattr("hybrid.training.start", lambda *_: TwoProcesses())
+    monkeypatch.setattr("hybrid.training.loop.start", lambda *_: TwoProcesses())
     with pytest.raises(RequestError, match=r"batch of 7 cannot be shared by 2 processes.*multiple"):
         run(tmp_path, settings(batch=7))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hybrid.errors import WeightsError
-from hybrid.training_start import start_from
+from hybrid.training.start import start_from
 
 
 def network(width: int = 4, classes: int = 3) -> nn.Sequential:

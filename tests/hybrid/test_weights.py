@@ -15,10 +15,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from hybrid.catalogue import Catalogue, Entry
-from hybrid.downloads import ATTEMPTS, Timeouts
 from hybrid.errors import RequestError, ResourceError, WeightsError
-from hybrid.weights import Store, resolve
+from hybrid.weights.catalogue import Catalogue, Entry
+from hybrid.weights.downloads import ATTEMPTS, Timeouts
+from hybrid.weights.find import Store, resolve
 
 BODY = safetensors.torch.save({"a": torch.randn(50_000, generator=torch.Generator().manual_seed(0))})
 OTHER = safetensors.torch.save({"a": torch.zeros(50_000)})

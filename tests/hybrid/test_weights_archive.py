@@ -17,11 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from hybrid.catalogue import Catalogue, Entry
-from hybrid.checkpoints import read_checkpoint
 from hybrid.errors import OutputError, RequestError, ResourceError, WeightsError
-from hybrid.weights import Store
-from hybrid.weights_archive import MANIFEST, Unpacked, gather, pack, unpack
+from hybrid.weights.archive import MANIFEST, Unpacked, gather, pack, unpack
+from hybrid.weights.catalogue import Catalogue, Entry
+from hybrid.weights.checkpoints import read_checkpoint
+from hybrid.weights.find import Store
 
 TWO, FOUR, SHIPPED = (safetensors.torch.save({"a": torch.full((1000,), float(number))}) for number in (2, 4, 9))
 OTHER = safetensors.torch.save({"a": torch.zeros(1000)})
@@ -211,7 +211,7 @@ def test_nothing_is_left_of_an_import_that_is_broken_off(archive: Path, catalogu
 
 
 def test_torch_is_not_needed_to_import_the_module() -> None:
-    code = "import sys, hybrid.weights_archive; sys.exit('torch' in sys.modules)"
+    code = "import sys, hybrid.weights.archive; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

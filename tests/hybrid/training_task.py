@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.errors import HybridError, InputError
-from hybrid.processes import is_first_process, together
-from hybrid.training import Sample, Task, TrainSettings, train
+from hybrid.training.loop import Sample, Task, TrainSettings, train
+from hybrid.training.processes import is_first_process, together
 
 SETTINGS = TrainSettings.model_validate(
     {"steps": 10, "batch": 4, "learning_rate": 0.01, "clip": 0.5, "ema": 0.9, "log_every": 5, "validate_every": 5}

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from medical.geometry import Grid
-from medical.pictures import PictureOrigin
+from medical.pictures.reading import PictureOrigin
 from medical.protocol import Protocol
-from medical.volumes import Volume
+from medical.volumes.geometry import Grid
+from medical.volumes.volume import Volume
 from tests.medical.stubs import Stub
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.cards import ModelCard
-from medical.restoration_loading import Restorer, save_restorer
-from medical.restoration_protocol import RestorationProtocol
+from medical.restoration.loading import Restorer, save_restorer
+from medical.restoration.protocol import RestorationProtocol
 from restore.models import family
 from restore.models.base import RestorationNetwork
 

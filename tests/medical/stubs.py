@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medical.geometry import Grid
 from medical.models.base import SegmentationCard, SegmentationNetwork
 from medical.protocol import Protocol
-from medical.volumes import NiftiOrigin, Volume
+from medical.volumes.geometry import Grid
+from medical.volumes.volume import NiftiOrigin, Volume
 
 
 def card(channels: int = 1, classes: int = 3, **changes: object) -> SegmentationCard:

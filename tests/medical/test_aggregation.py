@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medical.aggregation import paired, summarise
+from medical.evaluation.aggregation import paired, summarise
 
 
 def scores(cases: int, structures: int, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid.catalogue import Catalogue
+from hybrid.weights.catalogue import Catalogue
 from medical import load_model
 from medical.loading import catalogue, save_model
 from medical.models import family
@@ -133,7 +133,7 @@ def test_doubts_are_told_before_the_network_runs_and_once(tmp_path: Path, weight
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medical.segmentation.segment_windows", stop)
+    monkeypatch.setattr("medical.segmentation.run.segment_windows", stop)
     assert "look like CT in HU" in segment(path, weights, "--overwrite").err
     assert "look like CT in HU" in segment(path, weights, "--plan").err
 

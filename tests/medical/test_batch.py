@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid.journal import JOURNAL
+from hybrid.batch.journal import JOURNAL
 from medical.loading import save_model
 from medical.models import family
 from tests.command import Said, files, medical

@@ -15,8 +15,8 @@ from skimage import metrics
 
 from data_specs import SegmentationSpec, find_volumes, load_spec
 from hybrid.errors import InputError
-from medical.boundaries import adapted_rand_error, boundary_f1, boundary_figures, cells, variation_of_information
-from medical.metrics import Conventions
+from medical.evaluation.boundaries import adapted_rand_error, boundary_f1, boundary_figures, cells, variation_of_information
+from medical.evaluation.metrics import Conventions
 from tests.command import medical
 from tests.medical.picture_stubs import tissue, write_pair
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybrid.catalogue import Catalogue
 from hybrid.records import sha256_file
+from hybrid.weights.catalogue import Catalogue
 from medical.loading import catalogue, save_model
 from medical.models import family
 from medical.models.base import SegmentationNetwork
@@ -82,7 +82,7 @@ def tiny(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", [(), ("models",), ("models", "info"), ("segment",)])
 def test_help_needs_no_torch(command: tuple[str, ...]) -> None:
     code = (
-        "import sys; from medical.cli import app\n"
+        "import sys; from medical.cli.app import app\n"
         "try: app([*sys.argv[1:], '--help'])\n"
         "except SystemExit as stop: assert not stop.code\n"
         "assert not {'torch', 'monai', 'nibabel', 'pydicom'} & set(sys.modules)"

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from hybrid.errors import OutputError
 from hybrid.records import sha256_file
-from medical import nifti_writing
-from medical.inputs import Job
-from medical.nifti_writing import Storage, write_scan
-from medical.restoration import restore
-from medical.restoration_files import restore_file
-from medical.restoration_loading import load_restorer
-from medical.volumes import read_volume
+from medical.restoration.files import restore_file
+from medical.restoration.loading import load_restorer
+from medical.restoration.run import restore
+from medical.volumes import nifti_writing
+from medical.volumes.inputs import Job
+from medical.volumes.nifti_writing import Storage, write_scan
+from medical.volumes.volume import read_volume
 from tests.command import files, medical
 from tests.medical.dicom_stubs import series
 from tests.medical.restoration_stubs import save_nafnet, scan, values
@@ -121,7 +121,7 @@ def test_dicom_is_read_and_nifti_written(tmp_path: Path, weights: Path) -> None:
     said = restored(tmp_path / "study", "--weights", weights)
     assert said.code == 0, said.err
     found = read_volume(tmp_path / "study_restored.nii.gz")
-    from medical.dicom import read_dicom
+    from medical.dicom.volume import read_dicom
 
     original = read_dicom(tmp_path / "study", series=None)
     assert found.grid.matches(original.grid)
@@ -193,7 +193,7 @@ def test_a_plan_writes_nothing(tmp_path: Path, weights: Path) -> None:
 def test_a_failure_leaves_nothing(tmp_path: Path, weights: Path) -> None:
     path = scan(tmp_path / "a.nii.gz", values().astype(np.int16))
     network = load_restorer(weights, device="cpu")
-    with patch("medical.restoration_files.preview_png", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+    with patch("medical.restoration.files.preview_png", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         restore_file(network, Job((path,), tmp_path / "b.nii.gz"))
     volume, true = read_volume(path), nifti_writing._write_volumes
 
@@ -201,7 +201,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, weights: Path) -> None:
         true(stream, header, lambda number: blocks(number) + 1, count)
 
     with (
-        patch("medical.nifti_writing._write_volumes", falsified),
+        patch("medical.volumes.nifti_writing._write_volumes", falsified),
         pytest.raises(OutputError, match="read back with another values"),
     ):
         write_scan(tmp_path / "c.nii", volume.values[0], volume, Storage.of(volume))

@@ -23,12 +23,12 @@ from pydicom import Dataset
 from apps.commands import medical as entry_point
 from hybrid.records import Record, sha256_file
 from medical import load_model
-from medical.label_maps import read_labels, write_labels
 from medical.loading import save_model
 from medical.models import family
-from medical.segmentation import segment
+from medical.segmentation.run import segment
 from medical.structures import Structure
-from medical.volumes import read_volume
+from medical.volumes.label_maps import read_labels, write_labels
+from medical.volumes.volume import read_volume
 from tests.command import Said, files
 from tests.medical.dicom_stubs import pixels, private, series
 from tests.medical.stubs import protocol, smooth
@@ -345,7 +345,7 @@ def test_a_failure_at_the_end_leaves_nothing(tmp_path: Path, weights: Path, monk
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medical.segment_files.write_record", stop)
+    monkeypatch.setattr("medical.segmentation.files.write_record", stop)
     assert medical("segment", path, "--weights", weights, "-o", tmp_path / "out").code != 0
     assert files(tmp_path) == before
 

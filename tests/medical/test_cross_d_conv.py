@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybrid.checkpoints import read_checkpoint
 from hybrid.errors import RequestError, WeightsError
-from hybrid.training_start import start_from
+from hybrid.training.start import start_from
+from hybrid.weights.checkpoints import read_checkpoint
 from medical import load_model
 from medical.loading import catalogue, save_model
 from medical.models import family
 from medical.models.base import SegmentationNetwork
 from medical.models.cross_d_conv import KEYS, CrossDConfig, CrossDResNet
-from medical.segmentation import protocol_of
-from medical.training import Recipe, make_network
+from medical.segmentation.run import protocol_of
+from medical.training.run import Recipe, make_network
 from tests.medical.stubs import protocol
 from tests.restore.parity import SMALL_CASES, draw, largest_difference, load_case, write_checkpoint
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from hybrid.blocks import chunks
 from hybrid.blocks.cross_shaped import CrossShapedAttention, CSWinBlock, plan_bars
-from hybrid.checkpoints import load_strict
 from hybrid.errors import RequestError, WeightsError
+from hybrid.weights.checkpoints import load_strict
 from medical import load_model
 from medical.loading import save_model
 from medical.models.cswin_encoder import CSWinConfig, Encoder

@@ -16,8 +16,8 @@ from scipy import stats
 from skimage.transform import iradon, radon
 
 from hybrid.errors import RequestError
-from medical.degradation_sheet import scan_degradation_sheet
-from medical.degradations import (
+from medical.restoration.degradation_sheet import scan_degradation_sheet
+from medical.restoration.degradations import (
     ELECTRONIC,
     WATER,
     CartesianSampling,
@@ -228,7 +228,7 @@ def test_faults_are_named(step: dict[str, Any], why: str) -> None:
 
 def test_another_process_makes_the_same_values() -> None:
     script = (
-        "import hashlib, numpy as np\nfrom medical.degradations import CartesianSampling, Rician\n"
+        "import hashlib, numpy as np\nfrom medical.restoration.degradations import CartesianSampling, Rician\n"
         "v = np.arange(12 * 9 * 2, dtype=np.float32).reshape(12, 9, 2)\n"
         "made = [o.apply(v).tobytes() for o in (Rician(0.1, 4), CartesianSampling(2, 0.1, 4))]\n"
         "print(hashlib.sha256(b''.join(made)).hexdigest())"

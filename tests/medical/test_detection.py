@@ -18,9 +18,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from typer.testing import CliRunner
 
 from hybrid.errors import InputError, RequestError
-from medical.cli import app
-from medical.detection import Candidate, DetectionRules, Detections, Lesion, Outcome, candidates, detect, match
-from medical.detection_evaluation import (
+from medical.cli.app import app
+from medical.detection.evaluation import (
     DetectionEvaluation,
     DetectionNetwork,
     DetectionPlan,
@@ -28,13 +27,14 @@ from medical.detection_evaluation import (
     lesion_channels,
     run_detection,
 )
-from medical.detection_figures import curve_plot
-from medical.detection_report import to_markdown, write_detection
-from medical.detection_scores import RATES, Marks, area, average_precision, score_scans, sensitivities
-from medical.evaluation import plan_data_set, plan_folders
-from medical.evaluation_network import Network
-from medical.geometry import Grid
-from medical.metrics import Conventions
+from medical.detection.figures import curve_plot
+from medical.detection.lesions import Candidate, DetectionRules, Detections, Lesion, Outcome, candidates, detect, match
+from medical.detection.report import to_markdown, write_detection
+from medical.detection.scores import RATES, Marks, area, average_precision, score_scans, sensitivities
+from medical.evaluation.engine import plan_data_set, plan_folders
+from medical.evaluation.metrics import Conventions
+from medical.evaluation.network import Network
+from medical.volumes.geometry import Grid
 from tests.medical.stubs import Stub, protocol
 from tests.medical.test_evaluation import described
 

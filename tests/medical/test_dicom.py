@@ -15,9 +15,9 @@ import pytest
 from pydicom.dataset import Dataset
 
 from hybrid.errors import InputError, RequestError
-from medical.dicom import is_dicom, list_series, read_dicom
-from medical.geometry import Reorientation
-from medical.volumes import read_volume
+from medical.dicom.volume import is_dicom, list_series, read_dicom
+from medical.volumes.geometry import Reorientation
+from medical.volumes.volume import read_volume
 from tests.medical.dicom_stubs import enhanced, pixels, private, save, series, slices_of
 
 OBLIQUE = (0.9659258, 0.2588190, 0.0, -0.2500000, 0.9330127, 0.2588190)
@@ -77,7 +77,7 @@ def test_members_that_point_outside_of_a_zip_are_read_and_written_nowhere(tmp_pa
 def test_zips_that_are_no_honest_scans_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = series(tmp_path / "inner")
     whole = Path(shutil.make_archive(str(tmp_path / "scan"), "zip", folder))
-    monkeypatch.setattr("medical.dicom_files.MAX_UNPACKED", 1000)
+    monkeypatch.setattr("medical.dicom.files.MAX_UNPACKED", 1000)
     with pytest.raises(InputError, match="claims to hold more"):
         list_series(whole)
     monkeypatch.undo()

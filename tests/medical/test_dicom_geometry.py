@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from hybrid.errors import InputError
-from medical.dicom_geometry import position_of, repeated, stack_slices
+from medical.dicom.geometry import position_of, repeated, stack_slices
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 

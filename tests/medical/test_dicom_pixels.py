@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, JPEGLSLossless, RLELossless
 
 from hybrid.errors import InputError, ResourceError
-from medical.dicom import read_dicom
+from medical.dicom.volume import read_dicom
 from tests.medical.dicom_stubs import enhanced, pixels, save, series, slices_of
 
 DEPTHS = [(8, False), (12, False), (12, True), (16, False), (16, True)]
@@ -81,9 +81,9 @@ def test_a_12_bit_extended_jpeg_by_another_hand() -> None:
     """A file that comes with pydicom; the pixels are those that its own documents give for other decoders."""
     from pydicom.data import get_testdata_file
 
-    from medical.dicom_files import DicomFile
-    from medical.dicom_frames import frames_of
-    from medical.dicom_pixels import read_frames
+    from medical.dicom.files import DicomFile
+    from medical.dicom.frames import frames_of
+    from medical.dicom.pixels import read_frames
 
     path = Path(str(get_testdata_file("JPGExtended.dcm")))
     (frame,) = frames_of(DicomFile(path), pydicom.dcmread(path, stop_before_pixels=True))

@@ -16,11 +16,11 @@ import pytest
 from pydicom.dataset import Dataset
 
 from hybrid.errors import OutputError, RequestError
-from medical.dicom import read_dicom
-from medical.dicom_seg import check_seg, obstacle, write_seg
-from medical.geometry import Grid, Reorientation
+from medical.dicom.seg import check_seg, obstacle, write_seg
+from medical.dicom.volume import read_dicom
 from medical.structures import Code, Structure
-from medical.volumes import NiftiOrigin, Volume
+from medical.volumes.geometry import Grid, Reorientation
+from medical.volumes.volume import NiftiOrigin, Volume
 from tests.medical.dicom_stubs import IDENTITY, NAME, enhanced, pixels, private, save, series, slices_of
 
 STRUCTURES = (

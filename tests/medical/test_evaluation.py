@@ -16,16 +16,16 @@ from typer.testing import CliRunner
 
 from data_specs import SegmentationSpec
 from hybrid.errors import InputError, RequestError
-from medical.cli_evaluate import evaluate
-from medical.evaluation import Evaluation, Folder, Target, plan_data_set, plan_folders, run_evaluation
-from medical.evaluation_comparison import compare, read_scores
-from medical.evaluation_network import Network, check_structures
-from medical.evaluation_report import to_markdown, write_report
-from medical.label_maps import write_labels
-from medical.metrics import Conventions
-from medical.segmentation import SegmentSettings
+from medical.cli.evaluate import evaluate
+from medical.evaluation.comparison import compare, read_scores
+from medical.evaluation.engine import Evaluation, Folder, Target, plan_data_set, plan_folders, run_evaluation
+from medical.evaluation.metrics import Conventions
+from medical.evaluation.network import Network, check_structures
+from medical.evaluation.report import to_markdown, write_report
+from medical.segmentation.run import SegmentSettings
 from medical.structures import Structure
-from medical.volumes import read_volume
+from medical.volumes.label_maps import write_labels
+from medical.volumes.volume import read_volume
 from tests.medical.stubs import Stub, protocol
 
 AFFINE = np.array([[-0.8, 0, 0, 10], [0, 0, 1.5, -4], [0, 1.0, 0, 7], [0, 0, 0, 1.0]])

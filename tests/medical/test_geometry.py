@@ -14,8 +14,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hybrid.errors import InputError, RequestError
-from medical import geometry
-from medical.geometry import Grid, Reorientation, orthogonalised, resample, resample_labels, resampled
+from medical.volumes import geometry
+from medical.volumes.geometry import Grid, Reorientation, orthogonalised, resample, resample_labels, resampled
 
 ORIENTATIONS = [
     "".join(pair[side] for pair, side in zip(order, sides, strict=True))

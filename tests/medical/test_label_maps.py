@@ -15,11 +15,11 @@ from nibabel.nifti1 import Nifti1Extension
 from scipy.spatial.transform import Rotation
 
 from hybrid.errors import InputError, OutputError, RequestError
-from medical import nifti_writing
-from medical.geometry import Grid
-from medical.label_maps import names_path, read_labels, write_labels, write_probabilities
 from medical.structures import Code, Structure
-from medical.volumes import Volume, read_volume
+from medical.volumes import nifti_writing
+from medical.volumes.geometry import Grid
+from medical.volumes.label_maps import names_path, read_labels, write_labels, write_probabilities
+from medical.volumes.volume import Volume, read_volume
 
 SHAPE = (6, 5, 4)
 STRUCTURES = (

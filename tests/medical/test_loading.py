@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 
 from data_specs import SegmentationSpec, load_spec
-from hybrid.catalogue import Catalogue
-from hybrid.checkpoints import write_checkpoint
 from hybrid.errors import RequestError, WeightsError
+from hybrid.weights.catalogue import Catalogue
+from hybrid.weights.checkpoints import write_checkpoint
 from medical.loading import catalogue, entry_protocol, find_weights, load_model, save_model
 from medical.models import MODULES, family
 from medical.models.swin_unetr import KEYS, SwinUNETR

@@ -9,8 +9,8 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medical.losses import AllScales, ClassLoss, LossPart, RegionLoss, scale_weights
 from medical.protocol import Protocol, Region
+from medical.training.losses import AllScales, ClassLoss, LossPart, RegionLoss, scale_weights
 
 SIZES = [(8, 6), (4, 5, 6)]
 VALUES = [1, 2, 4]

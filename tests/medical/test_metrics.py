@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from hybrid.errors import RequestError
-from medical.metrics import Conventions, _element_areas, dice, hd95, score, score_labels, surface_dice
+from medical.evaluation.metrics import Conventions, _element_areas, dice, hd95, score, score_labels, surface_dice
 
 EMPTY = ("nan", "monai-ignore", "monai-strict", "transunet")
 SPACINGS = {2: (0.8, 1.7), 3: (0.7, 1.3, 2.9)}

@@ -11,10 +11,10 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from scipy import ndimage, stats
 
-from hybrid.training import Sample
-from medical.mixing import CropMix, CutMix, Mixed, Mixing, MixUp, blend, border_box, enlarge, inner_box, paste
-from medical.mixing_sheet import KINDS, mixing_sheet, tinted
+from hybrid.training.loop import Sample
 from medical.structures import Structure
+from medical.training.mixing import CropMix, CutMix, Mixed, Mixing, MixUp, blend, border_box, enlarge, inner_box, paste
+from medical.training.mixing_sheet import KINDS, mixing_sheet, tinted
 
 SIZES = [(24, 18), (12, 10, 8)]
 VALUES = (1, 2, 4)
@@ -138,7 +138,7 @@ def test_cropmix_shows_one_part_of_each_band_of_scale(monkeypatch: pytest.Monkey
         seen.append(share)
         return inner_box(shape, share, rng)
 
-    monkeypatch.setattr("medical.mixing.inner_box", spied)
+    monkeypatch.setattr("medical.training.mixing.inner_box", spied)
     first = sample((12, 10, 8))
     orders = set()
     for seed in range(200):

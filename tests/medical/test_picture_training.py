@@ -13,15 +13,15 @@ import yaml
 from PIL import Image
 
 from hybrid.errors import InputError, RequestError
-from medical.case_files import CaseFiles
-from medical.cases import Case, Folder, Patches
-from medical.geometry import Grid
 from medical.loading import load_model
-from medical.pictures import read_picture_file
-from medical.segmentation import segment
-from medical.training import Recipe, load_recipe, make_network
-from medical.training import run as train
-from medical.transforms import Augment, Augmentation
+from medical.pictures.reading import read_picture_file
+from medical.segmentation.run import segment
+from medical.training.case_files import CaseFiles
+from medical.training.cases import Case, Folder, Patches
+from medical.training.run import Recipe, load_recipe, make_network
+from medical.training.run import run as train
+from medical.training.transforms import Augment, Augmentation
+from medical.volumes.geometry import Grid
 from tests.command import medical
 from tests.medical.picture_stubs import protocol_2d, tissue, write_pair
 from tests.medical.stubs import smooth

@@ -13,11 +13,11 @@ from PIL import Image, ImageOps
 from pydicom import Dataset
 
 from hybrid.errors import InputError, RequestError, ResourceError
-from medical.inputs import read_scan
-from medical.pictures import PictureOrigin, is_picture, read_picture_file
-from medical.segmentation import SegmentSettings, segment
-from medical.sliding import plan_scan
-from medical.volumes import Volume
+from medical.pictures.reading import PictureOrigin, is_picture, read_picture_file
+from medical.segmentation.run import SegmentSettings, segment
+from medical.segmentation.sliding import plan_scan
+from medical.volumes.inputs import read_scan
+from medical.volumes.volume import Volume
 from tests.medical.dicom_stubs import pixels, private, save, slices_of
 from tests.medical.picture_stubs import convolution_2d, picture, protocol_2d, threshold, tissue
 from tests.medical.stubs import Stub, convolution, protocol, smooth, volume
@@ -140,7 +140,7 @@ def test_what_cannot_be_read_says_so(tmp_path: Path) -> None:
 
 def test_a_picture_larger_than_the_memory_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.tile(GRAY8, (9, 9))).save(tmp_path / "a.png")
-    monkeypatch.setattr("medical.pictures.available_bytes", lambda: 10_000)
+    monkeypatch.setattr("medical.pictures.reading.available_bytes", lambda: 10_000)
     with pytest.raises(ResourceError, match=r"81 x 63 pixels"):
         read_picture_file(tmp_path / "a.png")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from medical.postprocess import fill_holes, keep_largest
+from medical.segmentation.postprocess import fill_holes, keep_largest
 
 SMALL = arrays(np.uint8, st.tuples(*[st.integers(1, 6)] * 3), elements=st.integers(0, 3))
 

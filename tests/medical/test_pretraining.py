@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from hybrid.checkpoints import read_checkpoint
 from hybrid.errors import InputError, RequestError, WeightsError
 from hybrid.records import sha256_file
-from hybrid.training import read_log
-from medical.cli import app
+from hybrid.training.loop import read_log
+from hybrid.weights.checkpoints import read_checkpoint
+from medical.cli.app import app
 from medical.loading import load_model
 from medical.models import family
 from medical.models.encoders import encoder_files
 from medical.models.swin_unetr import Encoder, SwinUNETRConfig
-from medical.pretext import PretextPart, Views, boxes, turned
-from medical.pretraining import Recipe, load_recipe, make_network, run, write_result
-from medical.pretraining_network import Answers, PretextLoss, PretrainingNetwork, contrastive_loss
 from medical.protocol import Protocol
-from medical.unlabelled import Scans, find_scans
+from medical.training.pretext import PretextPart, Views, boxes, turned
+from medical.training.pretraining import Recipe, load_recipe, make_network, run, write_result
+from medical.training.pretraining_network import Answers, PretextLoss, PretrainingNetwork, contrastive_loss
+from medical.training.unlabelled import Scans, find_scans
 
 SMALL = {
     "swin 3-D": ("swin_unetr", {"feature_size": 4, "depths": [1, 1], "num_heads": [1, 2], "window": 2, "merging": "v2"}),
@@ -370,7 +370,7 @@ def test_folders_without_scans(make: Any, match: str, tmp_path: Path) -> None:
 
 
 def test_the_shipped_recipe_trains_the_encoder_of_a_shipped_recipe() -> None:
-    from medical.training import load_recipe as load_training
+    from medical.training.run import load_recipe as load_training
 
     chosen, training = load_recipe("pretrain-hippocampus"), load_training("hippocampus-swin")
     same = ("modality", "channels", "orientation", "spacing", "intensity", "patch")

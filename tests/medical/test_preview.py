@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hybrid.errors import OutputError
-from medical.geometry import Grid, Reorientation
 from medical.notice import RESEARCH_USE
-from medical.preview import (
+from medical.results.preview import (
     LISTED,
     NOTHING,
     choose_slices,
@@ -27,8 +26,9 @@ from medical.preview import (
     preview_png,
     write_preview,
 )
-from medical.statistics import structure_statistics
+from medical.results.statistics import structure_statistics
 from medical.structures import Structure
+from medical.volumes.geometry import Grid, Reorientation
 
 OBLIQUE = np.array([[1.9, -0.3, 0.2, -31.0], [0.4, 0.8, -0.6, 12.5], [0.1, 0.25, 2.8, 77.0], [0, 0, 0, 1]])
 NAMES = (Structure(value=1, name="large"), Structure(value=2, name="small"))

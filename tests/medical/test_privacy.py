@@ -18,13 +18,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from hybrid.errors import RequestError
-from medical.deidentification import METHOD, Pseudonyms, deidentified
-from medical.dicom import read_dicom
-from medical.label_maps import write_labels
+from medical.dicom.volume import read_dicom
 from medical.loading import save_model
 from medical.models import family
 from medical.structures import Structure
-from medical.volumes import read_volume
+from medical.volumes.deidentification import METHOD, Pseudonyms, deidentified
+from medical.volumes.label_maps import write_labels
+from medical.volumes.volume import read_volume
 from tests.command import Said, medical
 from tests.medical.dicom_stubs import pixels, save, slices_of
 from tests.medical.restoration_stubs import save_nafnet
@@ -173,7 +173,7 @@ def test_a_crash_tells_nothing(
     study: Path, studies: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error that nobody has foreseen, and that quotes the header as pydicom's do; it is told where it was all the same."""
-    from medical import segment_files
+    from medical.segmentation import files as segment_files
 
     def fall(volume: object, *arguments: object, **options: object) -> None:
         header = volume.origin.frames[0].header  # type: ignore[attr-defined]

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from hybrid.errors import InputError, OutputError
-from medical.geometry import Grid
 from medical.notice import RESEARCH_USE
 from medical.protocol import Protocol, Window
-from medical.report import ModelFacts, RunFacts, ScanFacts, write_report
-from medical.statistics import StructureFigures, structure_statistics
+from medical.results.report import ModelFacts, RunFacts, ScanFacts, write_report
+from medical.results.statistics import StructureFigures, structure_statistics
 from medical.structures import Structure
+from medical.volumes.geometry import Grid
 
 EVIL = '<script>alert("1")</script><img src="https://example.org/x.png" onerror=\'x()\'>&amp;'
 VOID = {"meta", "img", "br", "link", "input"}

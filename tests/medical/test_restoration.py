@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from hybrid.errors import InputError, RequestError, ResourceError
-from medical.geometry import Grid
-from medical.restoration import RestoreSettings, plan_slices, restore
-from medical.restoration_loading import Restorer
-from medical.restoration_protocol import SAMPLED, FixedRange, Percentiles, RestorationProtocol, seen_slices
+from medical.restoration.loading import Restorer
+from medical.restoration.protocol import SAMPLED, FixedRange, Percentiles, RestorationProtocol, seen_slices
+from medical.restoration.run import RestoreSettings, plan_slices, restore
+from medical.volumes.geometry import Grid
 from tests.medical.restoration_stubs import Stub, protocol, restorer, values
 from tests.medical.stubs import volume
 
@@ -151,7 +151,7 @@ def test_percentiles_of_large_scans_are_of_a_sample(monkeypatch: pytest.MonkeyPa
     array = values((40, 41, 42))
     exact = Percentiles(low=2, high=98).bounds(array)
     assert exact == tuple(np.percentile(array, (2, 98)))
-    monkeypatch.setattr("medical.restoration_protocol.SAMPLED", 10_000)
+    monkeypatch.setattr("medical.restoration.protocol.SAMPLED", 10_000)
     assert Percentiles(low=2, high=98).bounds(array) == pytest.approx(exact, rel=0.05)
     assert SAMPLED == 1 << 24 and FixedRange(low=-1024, high=3072).bounds(array) == (-1024, 3072)
 
@@ -173,10 +173,10 @@ def test_a_large_scan_takes_its_result_and_little_else() -> None:
 def test_what_does_not_fit_is_refused_and_a_small_bound_makes_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     given = volume(values((300, 300, 2)).astype(np.int16))
     network = restorer(card={"activation_floats": 1000})
-    monkeypatch.setattr("medical.restoration.activation_budget", lambda limit, device, reserve=0: 100_000_000)
+    monkeypatch.setattr("medical.restoration.run.activation_budget", lambda limit, device, reserve=0: 100_000_000)
     plan = plan_slices(given, network, RestoreSettings(memory=1))
     assert plan.tiles.count > 1 and plan.tiles.memory_bytes <= 100_000_000
-    monkeypatch.setattr("medical.restoration.activation_budget", lambda limit, device, reserve=0: -5_000_000)
+    monkeypatch.setattr("medical.restoration.run.activation_budget", lambda limit, device, reserve=0: -5_000_000)
     with pytest.raises(ResourceError, match=r"5\.0 MB are missing"):
         plan_slices(given, network, RestoreSettings())
 

@@ -14,11 +14,11 @@ from scipy.stats import rice
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from hybrid.errors import RequestError
-from medical.degradations import Rician, RicianNoise, reference_level, rician
-from medical.restoration_evaluation import METHODS, check_classical, evaluate_denoising, without_bias, write_evaluation
-from medical.restoration_loading import load_restorer
-from medical.restoration_scores import psnr, ssim
-from medical.restoration_training import DataPart, DegradedSlices, is_restoration, load_recipe, make_network, root_of_mean_squares
+from medical.restoration.degradations import Rician, RicianNoise, reference_level, rician
+from medical.restoration.evaluation import METHODS, check_classical, evaluate_denoising, without_bias, write_evaluation
+from medical.restoration.loading import load_restorer
+from medical.restoration.scores import psnr, ssim
+from medical.restoration.training import DataPart, DegradedSlices, is_restoration, load_recipe, make_network, root_of_mean_squares
 from tests.command import medical
 from tests.medical.restoration_stubs import protocol, restorer, scan
 from tests.medical.stubs import smooth, volume
@@ -146,7 +146,7 @@ def test_a_network_that_knows_the_original_is_ahead_in_every_case(folder: Path, 
 def test_methods_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match="no method 'median'"):
         check_classical(["median"])
-    monkeypatch.setattr("medical.restoration_evaluation.find_spec", lambda name: None)
+    monkeypatch.setattr("medical.restoration.evaluation.find_spec", lambda name: None)
     with pytest.raises(RequestError, match="bm4d is not installed"):
         check_classical(["bm4d"])
     assert set(METHODS) == {"nl-means", "bm4d"}

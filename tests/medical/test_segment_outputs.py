@@ -13,12 +13,12 @@ import pytest
 from pydicom import Dataset
 
 from hybrid.errors import InputError, OutputError, RequestError
-from medical.inputs import Job, plan_jobs, read_scan
-from medical.label_maps import read_labels
-from medical.segment_files import is_done, segment_file
-from medical.segment_outputs import FileSettings, check_jobs
-from medical.segmentation import SegmentSettings
-from medical.staging import staged
+from medical.segmentation.files import is_done, segment_file
+from medical.segmentation.outputs import FileSettings, check_jobs
+from medical.segmentation.run import SegmentSettings
+from medical.volumes.inputs import Job, plan_jobs, read_scan
+from medical.volumes.label_maps import read_labels
+from medical.volumes.staging import staged
 from tests.command import files
 from tests.medical.dicom_stubs import enhanced, pixels, series, slices_of
 from tests.medical.stubs import Stub, convolution, protocol, smooth

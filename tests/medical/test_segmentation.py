@@ -16,15 +16,15 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from hybrid.errors import HybridError, InputError, OutputError, RequestError, ResourceError
-from medical.label_maps import write_labels
-from medical.preparation import prepare
 from medical.protocol import Protocol
-from medical.roi import roi_box
-from medical.segmentation import Segmentation, SegmentSettings, segment
-from medical.slabs import LabelPainter, RowInterpolator
-from medical.sliding import stream_order
+from medical.segmentation.preparation import prepare
+from medical.segmentation.roi import roi_box
+from medical.segmentation.run import Segmentation, SegmentSettings, segment
+from medical.segmentation.slabs import LabelPainter, RowInterpolator
+from medical.segmentation.sliding import stream_order
 from medical.structures import Structure
-from medical.volumes import Volume
+from medical.volumes.label_maps import write_labels
+from medical.volumes.volume import Volume
 from tests.medical.stubs import Stub, convolution, protocol, smooth, volume
 
 SHEARED = np.array([[1.0, 0, 0, 5.0], [0, 1.1, 0.8, 1.0], [0, 0, 2.0, -3.0], [0, 0, 0, 1.0]])

@@ -12,10 +12,10 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 from hybrid.errors import OutputError, RequestError, ResourceError
-from hybrid.tile_plan import plan_windows
-from hybrid.tile_weights import gaussian_weights
+from hybrid.tiles.blending import gaussian_weights
+from hybrid.tiles.plan import plan_windows
 from medical.protocol import Protocol
-from medical.sliding import check_memory, plan_scan, segment_windows
+from medical.segmentation.sliding import check_memory, plan_scan, segment_windows
 from tests.medical.stubs import Stub, card, convolution, protocol, smooth
 
 

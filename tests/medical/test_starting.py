@@ -11,17 +11,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hybrid.containers import write_checkpoint
 from hybrid.errors import RequestError, WeightsError
 from hybrid.records import sha256_file
-from medical.cases import drawn
-from medical.cli import app
+from hybrid.weights.containers import write_checkpoint
+from medical.cli.app import app
 from medical.loading import save_model
 from medical.models import family
 from medical.models.base import SegmentationNetwork
 from medical.models.encoders import encoder_files
-from medical.starting import begin
-from medical.training import Recipe, run
+from medical.training.cases import drawn
+from medical.training.run import Recipe, run
+from medical.training.starting import begin
 from tests.medical.test_training import RECIPE, changed, eggs, written
 
 __all__ = ["eggs"]  # a fixture

@@ -16,11 +16,11 @@ from skimage.measure import label, regionprops
 from typer.testing import CliRunner
 
 from hybrid.errors import InputError, OutputError
-from medical import cli_stats
-from medical.geometry import Grid, Reorientation
+from medical.cli import stats as cli_stats
 from medical.notice import RESEARCH_USE
-from medical.statistics import check_same_grid, structure_statistics, write_statistics
+from medical.results.statistics import check_same_grid, structure_statistics, write_statistics
 from medical.structures import Structure
+from medical.volumes.geometry import Grid, Reorientation
 
 NAMES = tuple(Structure(value=value, name=name) for value, name in enumerate(("ball", "box", "specks"), 1))
 OBLIQUE = np.array([[1.9, -0.3, 0.2, -31.0], [0.4, 0.8, -0.6, 12.5], [0.1, 0.25, 2.8, 77.0], [0, 0, 0, 1]])  # sheared too
@@ -168,7 +168,7 @@ def test_moments_do_not_overflow_the_type_of_the_scan() -> None:
 def test_blocks_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, values = scene(np.random.default_rng(5))
     whole = structure_statistics(labels, plain(labels.shape), values, NAMES)
-    monkeypatch.setattr("medical.statistics._BLOCK", 50)
+    monkeypatch.setattr("medical.results.statistics._BLOCK", 50)
     for array in (labels, np.asfortranarray(labels)):
         parts = structure_statistics(array, plain(labels.shape), values, NAMES)
         for a, b in zip(parts, whole, strict=True):
@@ -317,7 +317,7 @@ def test_command_leaves_nothing_when_a_file_cannot_be_written(tmp_path: Path, mo
     def full(*_: object, **__: object) -> None:
         raise OutputError("no space")
 
-    monkeypatch.setattr("medical.report.write_report", full)
+    monkeypatch.setattr("medical.results.report.write_report", full)
     with pytest.raises(OutputError, match="no space"):
         stats(tmp_path / "mask.nii.gz", "-o", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["mask.nii.gz"]

@@ -14,8 +14,8 @@ from scipy.stats import wilcoxon
 from typer.testing import CliRunner
 
 from hybrid.errors import InputError, RequestError
-from medical.cli import app
-from medical.system_table import Run, learning_curves, read_systems, write_table
+from medical.cli.app import app
+from medical.evaluation.system_table import Run, learning_curves, read_systems, write_table
 
 SCORES = {"first": (0.80, 0.90, 0.85, 0.70, 0.95, 0.88), "second": (0.82, 0.93, 0.84, 0.75, 0.96, 0.91)}
 

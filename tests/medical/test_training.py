@@ -17,19 +17,19 @@ from torch import Tensor
 from typer import Typer
 from typer.testing import CliRunner
 
-from hybrid.checkpoints import read_checkpoint
 from hybrid.errors import InputError, RequestError, WeightsError
 from hybrid.records import sha256_file
-from hybrid.training import read_log
-from medical.cases import Case, Folder, Patches, cut, make_case
-from medical.cli_train import train as train_command
-from medical.geometry import Grid
+from hybrid.training.loop import read_log
+from hybrid.weights.checkpoints import read_checkpoint
+from medical.cli.train import train as train_command
 from medical.loading import load_model
 from medical.models.base import SegmentationCard, SegmentationNetwork
 from medical.protocol import Protocol
-from medical.training import HeldOut, LossPart, Recipe, load_recipe, make_network, predict, run, write_result
-from medical.transforms import Augment, Augmentation
-from medical.volumes import read_volume
+from medical.training.cases import Case, Folder, Patches, cut, make_case
+from medical.training.run import HeldOut, LossPart, Recipe, load_recipe, make_network, predict, run, write_result
+from medical.training.transforms import Augment, Augmentation
+from medical.volumes.geometry import Grid
+from medical.volumes.volume import read_volume
 
 RECIPE: dict[str, Any] = {
     "name": "egg",

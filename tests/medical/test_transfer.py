@@ -15,17 +15,17 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybrid.checkpoints import read_checkpoint, write_checkpoint
 from hybrid.errors import OutputError, RequestError, WeightsError
+from hybrid.weights.checkpoints import read_checkpoint, write_checkpoint
 from medical import load_model
-from medical.label_maps import read_labels
 from medical.loading import save_model
-from medical.losses import ClassLoss
 from medical.models import family
 from medical.models.base import SegmentationNetwork
 from medical.models.cross_d_conv import KEYS
-from medical.segmentation import segment
-from medical.transfer import ASIDE, transfer_file
+from medical.segmentation.run import segment
+from medical.training.losses import ClassLoss
+from medical.training.transfer import ASIDE, transfer_file
+from medical.volumes.label_maps import read_labels
 from tests.medical.stubs import protocol, smooth, volume
 from tests.medical.test_cli_segment import medical, weights  # noqa: F401  (a fixture)
 from tests.restore.parity import draw, largest_difference, load_case

@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from scipy import ndimage, stats
 
-from medical.geometry import Grid
 from medical.protocol import Protocol, Standardise, Window, ZScore
 from medical.structures import Structure
-from medical.transforms import Augment, Augmentation, normalise, training_grid
+from medical.training.transforms import Augment, Augmentation, normalise, training_grid
+from medical.volumes.geometry import Grid
 
 
 def scan(*shape: int, seed: int = 0) -> np.ndarray:

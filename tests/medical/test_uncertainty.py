@@ -17,16 +17,16 @@ from scipy import ndimage, special, stats
 from torch import Tensor
 
 from hybrid.errors import RequestError
-from medical.geometry import Grid
-from medical.label_maps import read_labels
 from medical.loading import save_model
 from medical.models import family
 from medical.protocol import Protocol
-from medical.segmentation import SegmentSettings, segment
+from medical.segmentation.run import SegmentSettings, segment
 from medical.structures import Structure
-from medical.uncertainty import Member, UncertainSegmentation, segment_with_uncertainty
-from medical.uncertainty_figures import AWAY, BORDER, borders, slices_to_see, structure_uncertainty, uncertainty_figures
-from medical.uncertainty_overlay import overlay_png
+from medical.uncertainty.ensemble import Member, UncertainSegmentation, segment_with_uncertainty
+from medical.uncertainty.figures import AWAY, BORDER, borders, slices_to_see, structure_uncertainty, uncertainty_figures
+from medical.uncertainty.overlay import overlay_png
+from medical.volumes.geometry import Grid
+from medical.volumes.label_maps import read_labels
 from tests.command import Said, files, medical
 from tests.medical.stubs import Stub, convolution, protocol, smooth, volume
 from tests.medical.test_segmentation import OBLIQUE, SHEARED

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hybrid.errors import HybridError, InputError, RequestError, ResourceError
-from medical.volumes import Volume, is_nifti, read_volume, stack, stem
+from medical.volumes.volume import Volume, is_nifti, read_volume, stack, stem
 
 AFFINE = np.array([[-2.0, 0, 0, 20], [0, 1.5, 0, -30], [0, 0, 3, 5], [0, 0, 0, 1]])
 SHAPE = (5, 4, 3)
@@ -267,7 +267,7 @@ def test_a_scan_larger_than_the_memory_is_refused(tmp_path: Path, monkeypatch: p
     class Small:
         available = 100
 
-    monkeypatch.setattr("medical.nifti.psutil.virtual_memory", Small)
+    monkeypatch.setattr("medical.volumes.nifti.psutil.virtual_memory", Small)
     refused(saved(tmp_path / "a.nii", ramp()), "memory", ResourceError)
 
 
@@ -278,7 +278,7 @@ def test_analyze_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("slope", [1.0, 0.5])
 def test_values_are_in_memory_once(slope: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medical.nifti._PIECE", 1 << 18)
+    monkeypatch.setattr("medical.volumes.nifti._PIECE", 1 << 18)
     values = np.zeros((128, 128, 256), dtype=np.int16)
     values[64] = 8
     path = patched(saved(tmp_path / "a.nii.gz", values), scl_slope=slope, scl_inter=0)
@@ -292,14 +292,14 @@ def test_values_are_in_memory_once(slope: float, tmp_path: Path, monkeypatch: py
 
 
 def test_pieces_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medical.nifti._PIECE", 13)
+    monkeypatch.setattr("medical.volumes.nifti._PIECE", 13)
     assert np.array_equal(read_volume(saved(tmp_path / "a.nii.gz", ramp(">i4"))).values[0], ramp())
 
 
 def test_no_word_of_nibabel_reaches_the_screen(tmp_path: Path) -> None:
     path = patched(saved(tmp_path / "a.nii", ramp()), pixdim=[5, -2, 1.5, 3, 1, 1, 1, 1], sform_code=77)
     # In a process of its own: here the test runner catches what would be printed.
-    code = f"from medical.volumes import read_volume; read_volume({str(path)!r})"
+    code = f"from medical.volumes.volume import read_volume; read_volume({str(path)!r})"
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybrid.journal import JOURNAL
+from hybrid.batch.journal import JOURNAL
 from tests.command import Said, files, restore
 
 QUICK = ("--model", "espcn-compact", "--device", "cpu", "--precision", "float32")

@@ -19,13 +19,13 @@ from scipy import ndimage
 from skimage.color import rgb2xyz
 from skimage.color.colorconv import xyz_from_rgb
 
-from restore import degradation_operations as operations
-from restore.blur_kernels import GaussianKernel, Kernel
-from restore.blur_sheet import KERNELS, blur_sheet
-from restore.degradation_steps import CameraShake, Compression, Defocus, Frame, ObjectMotion, run
-from restore.degradations import SAME_SIZE_PRESETS, Degraded, Pipeline, gaussian_noise, jpeg, motion_blur
-from restore.motion_kernels import DefocusKernel, MotionKernel, ShakeKernel, rasterise
-from restore.resize import imresize, round_to_uint8
+from restore.degradations import operations
+from restore.degradations.blur_kernels import GaussianKernel, Kernel
+from restore.degradations.blur_sheet import KERNELS, blur_sheet
+from restore.degradations.motion_kernels import DefocusKernel, MotionKernel, ShakeKernel, rasterise
+from restore.degradations.pipeline import SAME_SIZE_PRESETS, Degraded, Pipeline, gaussian_noise, jpeg, motion_blur
+from restore.degradations.steps import CameraShake, Compression, Defocus, Frame, ObjectMotion, run
+from restore.images.resize import imresize, round_to_uint8
 
 SHAKE = ShakeKernel(30, 0.3, 0.02, 1.0, 5)
 MOVING: list[ShakeKernel | MotionKernel] = [
@@ -315,7 +315,7 @@ def test_presets_keep_the_size_and_repeat_themselves(preset: str) -> None:
 
 def test_another_process_makes_the_same_bytes() -> None:
     script = (
-        "import hashlib, numpy as np; from restore.degradations import SAME_SIZE_PRESETS as p\n"
+        "import hashlib, numpy as np; from restore.degradations.pipeline import SAME_SIZE_PRESETS as p\n"
         "image = np.arange(48 * 40 * 3).reshape(48, 40, 3).astype(np.uint8)\n"
         "r = [p[n]().apply(image, np.random.default_rng(s)).image.tobytes() for n in p for s in range(3)]\n"
         "print(hashlib.sha256(b''.join(r)).hexdigest())"

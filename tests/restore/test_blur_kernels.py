@@ -14,10 +14,10 @@ from scipy import ndimage
 from scipy.special import j1
 from torch.nn import functional as F
 
-from restore.blur_kernels import GaussianKernel, Kernel, Profile, SincKernel
-from restore.degradation_operations import Blur
-from restore.interpolation import METHODS, Method, resize
-from restore.resize import imresize
+from restore.degradations.blur_kernels import GaussianKernel, Kernel, Profile, SincKernel
+from restore.degradations.operations import Blur
+from restore.images.interpolation import METHODS, Method, resize
+from restore.images.resize import imresize
 
 SIZES = st.integers(0, 15).map(lambda half: 2 * half + 1)
 SIGMAS = st.floats(0.2, 4.0)

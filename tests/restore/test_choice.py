@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from hybrid.catalogue import Catalogue
 from hybrid.errors import RequestError
-from hybrid.weights import Store
-from restore import choice
-from restore.choice import choose_model
+from hybrid.weights.catalogue import Catalogue
+from hybrid.weights.find import Store
+from restore.restoration import choice
+from restore.restoration.choice import choose_model
 
 
 def entry(files: dict[int, dict[str, Any]]) -> dict[str, Any]:

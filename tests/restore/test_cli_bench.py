@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hybrid.checkpoints import read_checkpoint
+from hybrid.weights.checkpoints import read_checkpoint
 from restore.loading import find_weights
 from tests.command import Said, files, restore, smooth
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.catalogue import Catalogue
 from hybrid.records import sha256_file
+from hybrid.weights.catalogue import Catalogue
 from restore.loading import catalogue, find_weights
 from tests.command import Said, files, restore
 

@@ -12,12 +12,23 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from hybrid.errors import InputError, RequestError
 from restore import load_model
-from restore.compare import Case, Comparison, Region, Result, Skipped, find_models, plan_case, rgb8, run_bicubic, run_model
-from restore.compare_sheet import GAP, LABEL, LINE, MARGIN, PANEL, fit, sheet
+from restore.evaluation.compare import (
+    Case,
+    Comparison,
+    Region,
+    Result,
+    Skipped,
+    find_models,
+    plan_case,
+    rgb8,
+    run_bicubic,
+    run_model,
+)
+from restore.evaluation.compare_sheet import GAP, LABEL, LINE, MARGIN, PANEL, fit, sheet
+from restore.evaluation.metrics import rgb_to_y
 from restore.images import Picture, read_picture
-from restore.metrics import rgb_to_y
-from restore.resize import imresize
-from restore.restoration import restore_picture
+from restore.images.resize import imresize
+from restore.restoration.run import restore_picture
 from tests.command import files, restore
 
 SCALE = 4

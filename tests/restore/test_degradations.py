@@ -23,13 +23,13 @@ from skimage.color import rgb2xyz
 from skimage.color.colorconv import xyz_from_rgb
 
 from hybrid.errors import RequestError
-from restore import degradation_operations as operations
-from restore.blur_kernels import GaussianKernel, SincKernel
-from restore.degradation_operations import Operation, linear_to_srgb, srgb_to_linear
-from restore.degradation_sheet import degradation_sheet, single_degradations
-from restore.degradation_steps import AnyOrder, AnyStep, Blur, Compression, Frame, OneOf, Resize, Shape, Sinc, run
-from restore.degradations import PRESETS, REAL_WORLD_X4, Pipeline
-from restore.resize import imresize, round_to_uint8
+from restore.degradations import operations
+from restore.degradations.blur_kernels import GaussianKernel, SincKernel
+from restore.degradations.operations import Operation, linear_to_srgb, srgb_to_linear
+from restore.degradations.pipeline import PRESETS, REAL_WORLD_X4, Pipeline
+from restore.degradations.sheet import degradation_sheet, single_degradations
+from restore.degradations.steps import AnyOrder, AnyStep, Blur, Compression, Frame, OneOf, Resize, Shape, Sinc, run
+from restore.images.resize import imresize, round_to_uint8
 
 DEVIATIONS = 4.5
 """Standard errors that a statistic may be off; the seeds are fixed, so a test that passes always passes."""
@@ -170,7 +170,7 @@ def test_the_seed_alone_decides() -> None:
 
 def test_another_process_makes_the_same_bytes() -> None:
     script = (
-        "import hashlib, numpy as np; from restore.degradations import REAL_WORLD_X4 as p\n"
+        "import hashlib, numpy as np; from restore.degradations.pipeline import REAL_WORLD_X4 as p\n"
         "image = np.arange(48 * 48 * 3).reshape(48, 48, 3).astype(np.uint8)\n"
         "r = [p.apply(image, np.random.default_rng(s)) for s in range(6)]\n"
         "print(hashlib.sha256(b''.join(d.image.tobytes() for d in r)).hexdigest(), r[0].steps)"

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybrid.errors import InputError, RequestError
-from restore.degradation_steps import Resize
-from restore.degradations import PRESETS, REAL_WORLD_X4, Pipeline, first_order
-from restore.resize import imresize
-from restore.training import Recipe, load_recipe, run
-from restore.training_data import HeldOut, PhotoCrops
+from restore.degradations.pipeline import PRESETS, REAL_WORLD_X4, Pipeline, first_order
+from restore.degradations.steps import Resize
+from restore.images.resize import imresize
+from restore.training.data import HeldOut, PhotoCrops
+from restore.training.run import Recipe, load_recipe, run
 
 
 def photograph(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

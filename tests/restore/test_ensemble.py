@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from hybrid.cards import ModelCard
 from restore import load_model
-from restore.ensemble import SelfEnsemble
 from restore.images import Picture, read_picture
 from restore.models.base import RestorationNetwork
-from restore.restoration import RunSettings, restore_file, restore_picture
+from restore.restoration.ensemble import SelfEnsemble
+from restore.restoration.run import RunSettings, restore_file, restore_picture
 from tests.command import COMPACT, restore, smooth
 
 

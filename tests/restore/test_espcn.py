@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from hybrid.errors import RequestError, WeightsError
 from restore import load_model
-from restore.colour import enlarge_bicubic, enlarge_by_luma, rgb_to_ycbcr, ycbcr_to_rgb
+from restore.evaluation.metrics import rgb_to_y
 from restore.images import Picture
-from restore.metrics import rgb_to_y
+from restore.images.colour import enlarge_bicubic, enlarge_by_luma, rgb_to_ycbcr, ycbcr_to_rgb
+from restore.images.resize import imresize
 from restore.models.espcn import ESPCN, FAMILY, KEYS, ESPCNConfig, read_config
-from restore.resize import imresize
-from restore.restoration import RunSettings, restore_picture
+from restore.restoration.run import RunSettings, restore_picture
 
 COUNTS = {(1, 2): 21_284, (1, 3): 22_729, (1, 4): 24_752, (3, 2): 26_796, (3, 3): 31_131, (3, 4): 37_200}
 

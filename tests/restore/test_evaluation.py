@@ -14,13 +14,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from data_specs import SuperResolutionSpec, folder_spec, load_spec
 from hybrid.errors import InputError, OutputError, RequestError, ResourceError
-from restore.evaluation import Benchmark, Method, folder_name, run_benchmark
-from restore.evaluation_files import write_png
-from restore.evaluation_report import HEADER, protocol_facts, table, to_csv, to_dict, to_markdown, write_report
-from restore.evaluation_sr import bicubic, bicubic_8bit, plan_super_resolution, read_case
+from restore.evaluation.engine import Benchmark, Method, folder_name, run_benchmark
+from restore.evaluation.files import write_png
+from restore.evaluation.metrics import rgb_to_y
+from restore.evaluation.report import HEADER, protocol_facts, table, to_csv, to_dict, to_markdown, write_report
+from restore.evaluation.sr import bicubic, bicubic_8bit, plan_super_resolution, read_case
 from restore.images import read_picture
-from restore.metrics import rgb_to_y
-from restore.resize import downscale, imresize
+from restore.images.resize import downscale, imresize
 
 
 def picture_path(output: Path, spec: SuperResolutionSpec, scale: int, method: str, image: str) -> Path:

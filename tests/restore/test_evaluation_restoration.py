@@ -17,16 +17,16 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from data_specs import RestorationSpec, folder_restoration_spec, load_spec
 from hybrid.errors import InputError, RequestError, ResourceError
-from restore.baselines import BASELINES, baseline, names
-from restore.degradation_operations import Blur, srgb_to_linear
-from restore.evaluation import Method, run_benchmark
-from restore.evaluation_degraded import KERNEL_SUM, blurred, compressed, noisy, read_kernels, whole_kernel
-from restore.evaluation_files import write_png
-from restore.evaluation_mat import add_to_submission
-from restore.evaluation_report import protocol_facts, table, to_csv, to_dict, to_markdown, write_report
-from restore.evaluation_restoration import RestorationCase, RestorationTest, plan_restoration
-from restore.metrics_restoration import psnr_b
-from restore.resize import imresize
+from restore.degradations.operations import Blur, srgb_to_linear
+from restore.evaluation.baselines import BASELINES, baseline, names
+from restore.evaluation.degraded import KERNEL_SUM, blurred, compressed, noisy, read_kernels, whole_kernel
+from restore.evaluation.engine import Method, run_benchmark
+from restore.evaluation.files import write_png
+from restore.evaluation.mat import add_to_submission
+from restore.evaluation.metrics_restoration import psnr_b
+from restore.evaluation.report import protocol_facts, table, to_csv, to_dict, to_markdown, write_report
+from restore.evaluation.restoration import RestorationCase, RestorationTest, plan_restoration
+from restore.images.resize import imresize
 
 
 def photograph(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from skimage.transform import SimilarityTransform
 
 from hybrid.errors import InputError
-from restore.face_alignment import (
+from restore.faces.alignment import (
     FILL,
     OVERSAMPLED,
     TEMPLATE,

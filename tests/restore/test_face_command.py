@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from hybrid.errors import InputError
 from hybrid.memory import parse_size
-from restore.face_boxes import boxes_of, read_boxes
+from restore.faces.boxes import boxes_of, read_boxes
 from restore.images import read_picture, read_record
 from restore.models.nafnet import KEYS, NAFNet, NAFNetConfig
 from tests.command import files, restore

@@ -14,11 +14,11 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from hybrid.errors import RequestError
-from restore import degradation_operations as operations
-from restore.blur_kernels import GaussianKernel
-from restore.degradation_steps import GaussianNoise, Haze, Shrink, run
-from restore.face_degradation import FACE_PRESETS, FaceDegradation, FacePlan, base, extending, face_sheet, sharp
-from restore.resize import imresize, round_to_uint8
+from restore.degradations import operations
+from restore.degradations.blur_kernels import GaussianKernel
+from restore.degradations.steps import GaussianNoise, Haze, Shrink, run
+from restore.faces.degradation import FACE_PRESETS, FaceDegradation, FacePlan, base, extending, face_sheet, sharp
+from restore.images.resize import imresize, round_to_uint8
 
 DRAWS = 4000
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybrid.errors import RequestError
-from restore.face_alignment import similarity
-from restore.face_detection import MIRRORED, Face, detect_faces, distinct, landmarks_in
-from restore.face_restoration import template_in
-from restore.face_yunet import find, yunet
+from restore.faces.alignment import similarity
+from restore.faces.detection import MIRRORED, Face, detect_faces, distinct, landmarks_in
+from restore.faces.restoration import template_in
+from restore.faces.yunet import find, yunet
 
 SCENE = Path(__file__).parents[1] / "data" / "faces" / "scene.jpg"
 BOX = (77, 54, 157, 159)  # of its face, by eye

@@ -14,14 +14,14 @@ from PIL import Image
 
 from data_specs import FaceSpec, available, find_faces, load_spec
 from hybrid.errors import InputError, RequestError, WeightsError
-from restore import face_metrics
-from restore.evaluation import Method
-from restore.face_degradation import base
-from restore.face_evaluation import plan_faces, run_face_benchmark
-from restore.face_evaluation_report import table, to_csv, write_report
-from restore.face_metrics import FeatureStatistics, feature_statistics, frechet_distance, sharpness
-from restore.face_metrics_networks import IdentityFeatures, InceptionFeatures, PerceptualDistance
-from restore.face_metrics_weights import read_statistics
+from restore.evaluation.engine import Method
+from restore.faces import metrics as face_metrics
+from restore.faces.degradation import base
+from restore.faces.evaluation import plan_faces, run_face_benchmark
+from restore.faces.evaluation_report import table, to_csv, write_report
+from restore.faces.metrics import FeatureStatistics, feature_statistics, frechet_distance, sharpness
+from restore.faces.metrics_networks import IdentityFeatures, InceptionFeatures, PerceptualDistance
+from restore.faces.metrics_weights import read_statistics
 
 SIZE = 64
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hybrid.cards import ModelCard
 from hybrid.errors import RequestError
-from restore.face_alignment import apply, enlarged, fit_similarity, inverse, template, warp_face
-from restore.face_detection import Face
-from restore.face_paste import keeps_detail, mask_of, match_colour, paste, soft_mask
-from restore.face_restoration import (
+from restore.faces.alignment import apply, enlarged, fit_similarity, inverse, template, warp_face
+from restore.faces.detection import Face
+from restore.faces.paste import keeps_detail, mask_of, match_colour, paste, soft_mask
+from restore.faces.restoration import (
     FaceSettings,
     enlarged_background,
     notes_on,
@@ -22,7 +22,7 @@ from restore.face_restoration import (
     restore_faces,
 )
 from restore.images import Picture, from_unit
-from restore.interpolation import resize
+from restore.images.interpolation import resize
 from restore.models.base import RestorationNetwork
 
 SIZE = 64

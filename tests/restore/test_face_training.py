@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from hybrid.errors import InputError, RequestError, WeightsError
 from restore import load_model
-from restore.cli import app
-from restore.face_data import FacePairs, HeldOutFaces, as_batch, as_picture, coded, held_out, read_faces
-from restore.face_degradation import base, extending, sharp
-from restore.face_losses import fourier_loss, gradient_loss, pixel_loss
-from restore.face_losses_learned import (
+from restore.cli.app import app
+from restore.faces.data import FacePairs, HeldOutFaces, as_batch, as_picture, coded, held_out, read_faces
+from restore.faces.degradation import base, extending, sharp
+from restore.faces.losses import fourier_loss, gradient_loss, pixel_loss
+from restore.faces.losses_learned import (
     EqualisedConvolution,
     PartDiscriminator,
     PatchDiscriminator,
@@ -30,11 +30,11 @@ from restore.face_losses_learned import (
     parts_of,
     perceptual_loss,
 )
-from restore.face_training import FaceRecipe, load_face_recipe, run_faces
-from restore.face_training_learner import FaceLearner, LossPart
+from restore.faces.training import FaceRecipe, load_face_recipe, run_faces
+from restore.faces.training_learner import FaceLearner, LossPart
 from restore.models.nafnet import NAFNet, NAFNetConfig
 from restore.models.restoreformer import RestoreFormer, RestoreFormerConfig
-from restore.training_record import write_result
+from restore.training.record import write_result
 
 SIZE = 32
 TINY = {

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from hybrid.cards import ModelCard
 from hybrid.errors import RequestError
 from restore import load_model
-from restore.final_size import FinalSize, RowResizer, asked_size, suitable_scales
 from restore.images import Picture, PictureInfo, read_picture
-from restore.interpolation import resize
+from restore.images.interpolation import resize
 from restore.models.base import RestorationNetwork
-from restore.restoration import RunSettings, plan_picture, restore_file, restore_picture
+from restore.restoration.final_size import FinalSize, RowResizer, asked_size, suitable_scales
+from restore.restoration.run import RunSettings, plan_picture, restore_file, restore_picture
 from tests.command import COMPACT, files, restore
 
 

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from hybrid.cards import ModelCard
 from hybrid.errors import HybridError, InputError, OutputError, ResourceError
-from restore.final_size import FinalSize
 from restore.images import PictureInfo, SaveOptions, read_picture
 from restore.models.base import RestorationNetwork
-from restore.restoration import RunSettings, restore_file, restore_picture
-from restore.restoration_plan import FilePlan, plan_file, plan_streamed, streamed_bytes
-from restore.resumable import resumable
+from restore.restoration.final_size import FinalSize
+from restore.restoration.plan import FilePlan, plan_file, plan_streamed, streamed_bytes
+from restore.restoration.resumable import resumable
+from restore.restoration.run import RunSettings, restore_file, restore_picture
 from tests.command import files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ class Uneven(RestorationNetwork):
 @pytest.fixture
 def streaming(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of any size are streamed."""
-    monkeypatch.setattr("restore.restoration_plan.STREAM_FROM", 0)
+    monkeypatch.setattr("restore.restoration.plan.STREAM_FROM", 0)
 
 
 def noise(height: int, width: int, channels: int, dtype: str = "uint8") -> np.ndarray:
@@ -177,11 +177,11 @@ def test_a_run_that_was_broken_off_goes_on_to_the_same_bytes(
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-import restore.restoration_plan
+import restore.restoration.plan
 from pathlib import Path
 from tests.restore.test_gigapixel import TILED, Uneven
-from restore.restoration import restore_file
-restore.restoration_plan.STREAM_FROM = 0
+from restore.restoration.run import restore_file
+restore.restoration.plan.STREAM_FROM = 0
 calls = 0
 def fsync(number):
     global calls
@@ -277,7 +277,7 @@ def test_a_part_of_another_request_is_not_gone_on_with(
 def test_a_resumed_run_takes_over_the_tiles(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The free memory, and with it the tile that would be chosen, is another one."""
     target, free = scan.with_name("out.tif"), {"bytes": 3_000_000}
-    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda *of: free["bytes"])
+    monkeypatch.setattr("restore.restoration.plan.activation_budget", lambda *of: free["bytes"])
     with pytest.raises(KeyboardInterrupt):
         restore_file(Uneven(KeyboardInterrupt(), 19), scan, target)
     free["bytes"] = 10**9
@@ -331,7 +331,7 @@ def test_large_pictures_are_streamed_to_tiff_alone() -> None:
 
 
 def test_the_limit_of_pixels_holds_what_is_held_in_memory(scan: Path, streaming: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.restoration_plan.MAX_PIXELS", 100)
+    monkeypatch.setattr("restore.restoration.plan.MAX_PIXELS", 100)
     with pytest.raises(InputError, match="--max-pixels 84000"):
         restore_file(Uneven(), scan, scan.with_name("out.png"), TILED)
     with pytest.raises(InputError, match="--max-pixels 84000"):
@@ -340,12 +340,12 @@ def test_the_limit_of_pixels_holds_what_is_held_in_memory(scan: Path, streaming:
 
 
 def test_memory_does_not_depend_on_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda *of: 10**8)
+    monkeypatch.setattr("restore.restoration.plan.activation_budget", lambda *of: 10**8)
     plans = [plan_streamed(Uneven(), facts(*size), RunSettings()) for size in ((5000, 4000), (500_000, 5000), (5000, 500_000))]
     assert len({(each.side, streamed_bytes(each.tiles)) for each in plans}) == 1
     assert streamed_bytes(plans[0].tiles) <= 10**8 / 2 and "streamed in" in plans[0].describe()
     with pytest.raises(ResourceError, match="--memory"):
-        monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda *of: 1000)
+        monkeypatch.setattr("restore.restoration.plan.activation_budget", lambda *of: 1000)
         plan_streamed(Uneven(), facts(5000, 4000), RunSettings())
 
 
@@ -353,19 +353,19 @@ def test_what_does_not_fit_otherwise_is_streamed(monkeypatch: pytest.MonkeyPatch
     def budget(limit: int | None, device: object, reserve: int) -> int:
         return 4 * 10**8 - reserve
 
-    monkeypatch.setattr("restore.restoration_plan.activation_budget", budget)
+    monkeypatch.setattr("restore.restoration.plan.activation_budget", budget)
     assert plan(30_000, 1500, RunSettings()).streamed and not plan(1500, 1500, RunSettings()).streamed
 
 
 PEAK = """
 import sys
 sys.path.insert(0, {root!r})
-import restore.restoration_plan
+import restore.restoration.plan
 from pathlib import Path
 from tests.restore.test_gigapixel import Uneven
-from restore.restoration import restore_file, RunSettings
+from restore.restoration.run import restore_file, RunSettings
 from hybrid.memory import peak_bytes
-restore.restoration_plan.STREAM_FROM = 0
+restore.restoration.plan.STREAM_FROM = 0
 restore_file(Uneven(), Path({source!r}), Path({target!r}), RunSettings(tile=256))
 print(peak_bytes())
 """

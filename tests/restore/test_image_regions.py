@@ -12,11 +12,11 @@ from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import IFDRational
 
 from hybrid.errors import InputError
-from restore.image_metadata import PictureMetadata
-from restore.image_plan import OutputPlan, SaveOptions, plan_output
-from restore.image_regions import UNPACKED, RegionReader
-from restore.image_tiff_tiles import TILE, TiledTiff, encode_tile
 from restore.images import Picture, probe, read_picture, read_record, write_picture
+from restore.images.metadata import PictureMetadata
+from restore.images.plan import OutputPlan, SaveOptions, plan_output
+from restore.images.regions import UNPACKED, RegionReader
+from restore.images.tiff_tiles import TILE, TiledTiff, encode_tile
 
 BOXES = [
     (slice(0, 20), slice(0, 30)),

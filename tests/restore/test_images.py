@@ -22,8 +22,6 @@ from PIL.TiffImagePlugin import IFDRational
 from scipy.spatial import cKDTree
 
 from hybrid.errors import InputError, OutputError, RequestError
-from restore.image_metadata import add_record, upright_exif
-from restore.image_tiff import exif_from_tiff, scratch_header
 from restore.images import (
     Picture,
     PictureMetadata,
@@ -38,6 +36,8 @@ from restore.images import (
     to_unit,
     write_picture,
 )
+from restore.images.metadata import add_record, upright_exif
+from restore.images.tiff import exif_from_tiff, scratch_header
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (".png", ".jpg", ".tif", ".webp", ".avif")

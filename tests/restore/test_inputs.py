@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hybrid.errors import InputError, RequestError
-from restore import image_plan
-from restore.inputs import FORMAT_SUFFIX, SUFFIXES, Job, check_name, keep_inputs, plan_jobs, shown
+from restore.images import plan as image_plan
+from restore.restoration.inputs import FORMAT_SUFFIX, SUFFIXES, Job, check_name, keep_inputs, plan_jobs, shown
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_what_cannot_be_is_refused(
     inputs: list[str], output: str | None, error: type[Exception], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if inputs == ["/"]:  # not to be searched really
-        monkeypatch.setattr("restore.inputs._expand", lambda *_: [(Path("/a.png"), Path("/"))])
+        monkeypatch.setattr("restore.restoration.inputs._expand", lambda *_: [(Path("/a.png"), Path("/"))])
     with pytest.raises(error) as caught:
         pairs(*inputs, output=output)
     assert text in str(caught.value)

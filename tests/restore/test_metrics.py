@@ -12,7 +12,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from hybrid.errors import RequestError
-from restore.metrics import Channel, psnr, rgb_to_y, ssim
+from restore.evaluation.metrics import Channel, psnr, rgb_to_y, ssim
 
 PARITY = np.load(Path(__file__).parent.parent / "data" / "protocol_metrics.npz")
 RESTORED, REFERENCE = PARITY["restored"], PARITY["reference"]

@@ -9,10 +9,10 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from hybrid.errors import RequestError, ResourceError
-from restore import alignment
-from restore.alignment import align, masked_scores
-from restore.metrics import psnr, ssim
-from restore.metrics_restoration import psnr_b, similarity_map, ssim_3d
+from restore.evaluation import alignment
+from restore.evaluation.alignment import align, masked_scores
+from restore.evaluation.metrics import psnr, ssim
+from restore.evaluation.metrics_restoration import psnr_b, similarity_map, ssim_3d
 
 
 def pair(height: int = 23, width: int = 19, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybrid.checkpoints import write_checkpoint
-from hybrid.tiles import plan_tiles, run_tiles
+from hybrid.tiles.run import plan_tiles, run_tiles
+from hybrid.weights.checkpoints import write_checkpoint
 from restore import load_model
 from restore.models import MODULES, family
 from restore.models.base import RestorationNetwork

@@ -11,9 +11,9 @@ from scipy.ndimage import correlate
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
-from restore import losses_multi as losses
-from restore.metrics_multi import output_scores, score_outputs
+from restore.evaluation.metrics_multi import output_scores, score_outputs
 from restore.models.multi_output import Heads
+from restore.training import losses_multi as losses
 
 SHAPE = (3, 4, 3, 9, 12)
 """Pictures, outputs, channels, rows, columns."""

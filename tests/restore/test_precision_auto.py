@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybrid import precision_check
-from hybrid.precision_check import ENVIRONMENT, FOLDER, Verdict
+from hybrid.precision import check as precision_check
+from hybrid.precision.check import ENVIRONMENT, FOLDER, Verdict
 from restore import load_model
 from restore.loading import find_weights
 from tests.command import restore, smooth

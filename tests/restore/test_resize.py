@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hybrid.errors import RequestError
 from restore.images import read_picture
-from restore.resize import downscale, imresize, mod_crop, round_to_uint8
+from restore.images.resize import downscale, imresize, mod_crop, round_to_uint8
 
 PARITY = np.load(Path(__file__).parent.parent / "data" / "protocol_resize.npz")
 FLOAT_CASES = {
@@ -70,7 +70,7 @@ def test_every_stored_lr_of_the_matlab_files_is_reproduced(shared: Path) -> None
 def test_wide_picture_needs_no_dense_matrix_and_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 4000, 3), dtype=np.uint8)
     whole = downscale(image, 4)
-    monkeypatch.setattr("restore.resize._BLOCK_VALUES", 5000)
+    monkeypatch.setattr("restore.images.resize._BLOCK_VALUES", 5000)
     np.testing.assert_array_equal(downscale(image, 4), whole)
     # The left part alone gives the same pixels, away from the cut.
     np.testing.assert_array_equal(downscale(image[:, :400], 4)[:, :90], whole[:, :90])

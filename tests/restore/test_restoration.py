@@ -16,7 +16,7 @@ from hybrid.errors import InputError, OutputError, RequestError, ResourceError
 from restore import load_model
 from restore.images import Picture, PictureInfo, PictureMetadata
 from restore.models.base import RestorationNetwork
-from restore.restoration import (
+from restore.restoration.run import (
     RunSettings,
     check_target,
     expected_seconds,
@@ -177,7 +177,7 @@ def test_a_budget_that_is_too_small_names_the_flag() -> None:
 
 
 def test_less_memory_makes_smaller_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda limit, device, reserve: limit or 10**12)
+    monkeypatch.setattr("restore.restoration.plan.activation_budget", lambda limit, device, reserve: limit or 10**12)
     network = Repeat(floats=10_000)
     plans = [plan_picture(network, facts(1000, 700), RunSettings(memory=size)) for size in (10**12, 10**10, 10**9)]
     assert plans[0].whole and plans[0].count < plans[1].count < plans[2].count
@@ -185,7 +185,7 @@ def test_less_memory_makes_smaller_tiles(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_without_a_limit_half_of_what_is_free_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda limit, device, reserve: 10**9)
+    monkeypatch.setattr("restore.restoration.plan.activation_budget", lambda limit, device, reserve: 10**9)
     network = Repeat(floats=1000)
     largest = plan_picture(network, facts(1000, 1000), RunSettings()).memory_bytes
     assert 0.2 * 10**9 < largest <= 0.5 * 10**9

@@ -19,17 +19,17 @@ from torch import Tensor
 from hybrid.cards import ModelCard
 from hybrid.errors import RequestError
 from restore import load_model
-from restore.face_training import load_face_recipe
+from restore.faces.training import load_face_recipe
 from restore.images import Picture, probe, read_picture, read_record
 from restore.loading import catalogue
 from restore.models.base import RestorationNetwork
 from restore.models.nafnet import KEYS, NAFNet, NAFNetConfig
 from restore.models.restormer import KEYS as RESTORMER_KEYS
 from restore.models.restormer import Restormer, RestormerConfig
-from restore.one_output import Selection
-from restore.restoration import RunSettings, plan_file, restore_file, restore_picture
+from restore.restoration.one_output import Selection
+from restore.restoration.run import RunSettings, plan_file, restore_file, restore_picture
 from restore.tasks import COMMANDS, DEBLUR, DENOISE, SR, Command
-from restore.training import load_recipe
+from restore.training.run import load_recipe
 from tests.command import Said, files, restore
 
 OFFSETS = (-0.1, 0.0, 0.3)  # of three heads
@@ -194,7 +194,7 @@ def test_a_plan_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_large_tiff_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restore.restoration_plan.STREAM_FROM", 0)
+    monkeypatch.setattr("restore.restoration.plan.STREAM_FROM", 0)
     before = photo(tmp_path / "in.tif", "uint16", size=(600, 300))
     file = weights(tmp_path / "w.pth", OFFSETS)
     said = run("deblur", tmp_path / "in.tif", "--weights", file, "--tile", "288")
@@ -323,7 +323,11 @@ def test_nothing_is_left_of_a_run_that_fails(tmp_path: Path, monkeypatch: pytest
     def full(*of: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for name in ("restore.candidates.RowFiles.write", "restore.candidates.os.replace", "restore.restoration.write_record"):
+    for name in (
+        "restore.restoration.candidates.RowFiles.write",
+        "restore.restoration.candidates.os.replace",
+        "restore.restoration.run.write_record",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(name, full)
             try:
@@ -439,8 +443,8 @@ def test_networks_of_two_views_are_refused(tmp_path: Path) -> None:
 def test_candidates_are_not_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo(tmp_path / "in.tif", size=(600, 300))
     file = weights(tmp_path / "w.pth", OFFSETS)
-    monkeypatch.setattr("restore.restoration_plan.activation_budget", lambda *of: 10**6)
-    monkeypatch.setattr("restore.restoration_plan.STREAM_SIDES", (288,))
+    monkeypatch.setattr("restore.restoration.plan.activation_budget", lambda *of: 10**6)
+    monkeypatch.setattr("restore.restoration.plan.STREAM_SIDES", (288,))
     said = run("deblur", tmp_path / "in.tif", "--weights", file, "--outputs", "2", "--memory", "100MB")
     assert said.code != 0 and "Or leave out --outputs and --uncertainty: then it is streamed" in said.err
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybrid.catalogue import Catalogue
-from hybrid.checkpoints import load_strict, write_checkpoint
 from hybrid.errors import RequestError, WeightsError
 from hybrid.initialisation import SkipRandomFill
-from hybrid.weights import Resolved
+from hybrid.weights.catalogue import Catalogue
+from hybrid.weights.checkpoints import load_strict, write_checkpoint
+from hybrid.weights.find import Resolved
 from restore import load_model
 from restore.loading import build, catalogue
 from restore.models.restoreformer import FAMILY, KEYS, VARIANTS, RestoreFormer, RestoreFormerConfig, matches, read_config

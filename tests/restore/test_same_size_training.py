@@ -17,17 +17,17 @@ from scipy.ndimage import convolve
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
-from hybrid.checkpoints import read_checkpoint
-from hybrid.training import read_log
+from hybrid.training.loop import read_log
+from hybrid.weights.checkpoints import read_checkpoint
 from restore import load_model
-from restore.degradation_steps import Blur, GaussianNoise
-from restore.degradations import Pipeline, gaussian_noise, jpeg, motion_blur
-from restore.losses_multi import psnr_loss
+from restore.degradations.pipeline import Pipeline, gaussian_noise, jpeg, motion_blur
+from restore.degradations.steps import Blur, GaussianNoise
 from restore.models import family
 from restore.models.base import RestorationNetwork
-from restore.training import Recipe, load_recipe, run
-from restore.training_data import HeldOutSameSize, PhotoCrops
-from restore.training_record import write_result
+from restore.training.data import HeldOutSameSize, PhotoCrops
+from restore.training.losses_multi import psnr_loss
+from restore.training.record import write_result
+from restore.training.run import Recipe, load_recipe, run
 
 WORDS = ("deblur-compact", "deblur-compact-single", "denoise-compact", "dejpeg-compact")
 

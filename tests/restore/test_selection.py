@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage, signal
 
-from restore.selection import AGREEMENT, RADIUS, REBLUR, Criterion, fit_kernel, regions, score_outputs, score_picture
-from restore.selection import _gradients as gradients
-from restore.selection import _noise as noise_of
+from restore.restoration.selection import AGREEMENT, RADIUS, REBLUR, Criterion, fit_kernel, regions, score_outputs, score_picture
+from restore.restoration.selection import _gradients as gradients
+from restore.restoration.selection import _noise as noise_of
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "colosseum.png"
 

@@ -15,18 +15,18 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from torch import Tensor, nn
 
-from hybrid.checkpoints import read_checkpoint
 from hybrid.errors import InputError, RequestError
 from hybrid.records import sha256_file
-from hybrid.training import read_log
+from hybrid.training.loop import read_log
+from hybrid.weights.checkpoints import read_checkpoint
 from restore import load_model
-from restore.losses_multi import charbonnier_loss
-from restore.metrics import psnr
+from restore.evaluation.metrics import psnr
+from restore.images.resize import downscale, imresize
 from restore.models.base import RestorationNetwork
-from restore.resize import downscale, imresize
-from restore.training import Recipe, load_recipe, run
-from restore.training_data import HeldOut, PhotoCrops, read_photos
-from restore.training_record import write_result
+from restore.training.data import HeldOut, PhotoCrops, read_photos
+from restore.training.losses_multi import charbonnier_loss
+from restore.training.record import write_result
+from restore.training.run import Recipe, load_recipe, run
 
 RECIPE: dict[str, Any] = {
     "name": "tiny",

@@ -9,8 +9,8 @@ import pytest
 import safetensors.numpy
 import torch
 
-from hybrid.checkpoints import read_checkpoint, write_checkpoint
 from hybrid.errors import WeightsError
+from hybrid.weights.checkpoints import read_checkpoint, write_checkpoint
 from restore import load_model
 from restore.loading import find_weights
 from restore.weight_interpolation import interpolate

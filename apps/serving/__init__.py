@@ -1,0 +1,1 @@
+"""The server under the app: accounts, guard, audit, jobs, work spaces."""

@@ -1,0 +1,1 @@
+"""Whether a lower precision is safe and faster here, by one tile."""

@@ -1,0 +1,1 @@
+"""Overlapping tiles within a memory budget: planned as data, run, blended, streamed."""

@@ -1,0 +1,1 @@
+"""The command `medical`: one file for each sub-command."""

@@ -1,0 +1,1 @@
+"""Lesions found against lesions that are there."""

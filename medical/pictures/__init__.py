@@ -1,0 +1,1 @@
+"""Pictures as scans of one slice: read, segmented, written, measured."""

@@ -1,0 +1,1 @@
+"""Denoising of scans: slices, protocol, files, training, figures."""

@@ -1,0 +1,1 @@
+"""The road of a segmentation: preparation, windows, label map, files."""

@@ -1,0 +1,1 @@
+"""Training of segmentation networks: cases, transforms, losses, pre-training, transfer."""

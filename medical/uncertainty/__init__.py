@@ -1,0 +1,1 @@
+"""How sure a segmentation is, and whether its probabilities hold."""

@@ -1,0 +1,1 @@
+"""Scans and label maps with the grid they lie on, read and written."""

@@ -1,0 +1,1 @@
+"""The command `restore`: one file for each sub-command."""

@@ -1,0 +1,50 @@
+"""The command `restore bench` for faces."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+def bench_faces(
+    sets: list[str], models: list[str], data: Path | None, output: Path | None, device: str, precision: str, quiet: bool
+) -> int:
+    """Score models on sets of aligned faces, show the tables, write the reports, and return the exit code."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from data_specs import FaceSpec, load_spec
+    from hybrid.devices import choose_device
+    from restore.faces.evaluation import face_method, plan_faces, run_face_benchmark
+    from restore.faces.evaluation_report import facts, table, write_report
+
+    where, code = str(choose_device(device)), 0
+    methods = [face_method(name, device, precision) for name in models]
+    plans = [plan_faces(load_spec(name, FaceSpec), methods, data_dir=data, device=where) for name in sets]
+    for plan in plans:
+        folder = output if output is None or len(plans) == 1 else output / plan.spec.name
+        with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
+            show = partial(_show, progress, progress.add_task(plan.spec.title, total=plan.runs))
+            result = run_face_benchmark(plan, output=folder, on_progress=show)
+        header, rows = table(result)
+        shown = Table(*header, title=plan.spec.title)
+        for cells in rows:
+            shown.add_row(*cells)
+        Console(soft_wrap=False, width=None if Console().is_terminal else 160).print(shown)
+        for fact in facts(result):
+            typer.echo(f"- {fact}")
+        for path in write_report(result, folder) if folder is not None else ():
+            typer.echo(str(path))
+        code = max(code, result.exit_code)
+    return code
+
+
+def _show(progress: Progress, bar: TaskID, done: int, _total: int) -> None:
+    progress.update(bar, completed=done)

@@ -1,0 +1,1 @@
+"""Benchmarks by the protocols of the papers: methods, test sets, figures, tables."""

@@ -1,0 +1,1 @@
+"""Faces in photographs: found, aligned, restored, pasted back; their training and their figures."""

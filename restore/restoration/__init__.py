@@ -1,0 +1,1 @@
+"""The road of a picture: inputs, plan, tiles, candidates, output with its record."""
