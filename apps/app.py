@@ -1,51 +1,24 @@
 """The app: pictures and scans in a browser, over the same functions as the commands.
 
-`build` makes the page; `apps.serving.server` puts it behind accounts, private folders and security headers, and runs it.
+`build` makes the page; `apps.server` puts it behind accounts, private folders and security headers, and runs it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal
 
 import gradio as gr
 
-from apps.serving.audit import Audit
-from apps.serving.jobs import Jobs
-from apps.serving.workspace import Limits, Workspaces, workspace_of
+from apps.serving.context import AppContext, First
+from apps.serving.faults import contain
+from apps.serving.workspace import workspace_of
 from hybrid.memory import format_size
 
-First = Literal["scan", "picture"]
 NOTICE = "Research use, not a medical device"
 
 _THEME = "() => { document.body.classList.toggle('dark'); }"
 _CONFIRM = "() => [window.confirm('Delete all your files on this server, results too, and stop what is running?')]"
-
-
-@dataclass(frozen=True)
-class AppContext:
-    """What the tabs share.
-
-    Attributes:
-        workspaces: The private folders; a handler asks `apps.serving.workspace.workspace_of` for that of its request.
-        limits: What users may send and keep.
-        device: Device of the networks: auto, cpu, cuda, cuda:1 or mps.
-        jobs: The runs of all users.
-        audit: What was done, without names of files or patients.
-        data: Folder that holds the folders of benchmark data; None for what is shipped alone.
-        prefix: Path under which a proxy shows the app; empty for none.
-    """
-
-    workspaces: Workspaces
-    limits: Limits
-    device: str
-    jobs: Jobs
-    audit: Audit
-    data: Path | None = None
-    prefix: str = ""
 
 
 def build(context: AppContext, first: First = "picture") -> gr.Blocks:
@@ -66,6 +39,7 @@ def build(context: AppContext, first: First = "picture") -> gr.Blocks:
             for title, make in tabs.items():
                 with gr.Tab(title):
                     make(context)
+    contain(page)
     return page
 
 

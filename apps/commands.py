@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from apps.crash import SHOW, without_words
 from hybrid.errors import HybridError
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C, what `kill` and batch systems send, and a terminal that is closed: all end a run tidily."""
-SHOW = "HYBRID_SHOW_ERRORS"
-"""Environment variable with which `medical` shows what unexpected errors say."""
 _IMPORT = "<frozen importlib._bootstrap>"
 _SOON = 0.05  # seconds
 
@@ -62,20 +60,8 @@ def _run(app: Callable[..., object], *, private: bool = False) -> NoReturn:
     except Exception as error:
         if not private or os.environ.get(SHOW):
             raise
-        _complain(_without_words(error), HybridError.exit_code)
+        _complain(without_words(error), HybridError.exit_code)
     sys.exit(0)
-
-
-def _without_words(error: BaseException) -> str:
-    """A crash as its place and kind, without what the exceptions say: that may quote a header, and so a patient's name."""
-    chain: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in chain:
-        chain.append(at)
-        at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
-    lines = [f"{''.join(traceback.format_tb(each.__traceback__))}{type(each).__name__}\n" for each in reversed(chain)]
-    told = "a fault of this program; what the errors say is withheld, since it may quote a patient's data"
-    return f"Traceback (most recent call last):\n{''.join(lines)}error: {told}. To see it, set {SHOW}=1 and run again."
 
 
 @contextmanager

@@ -242,13 +242,12 @@ def guided(name: str, seconds: float, kept: Path) -> None:
             try:
                 check(reader, {named: data}, scratch)
             except Exception:
-                kept.mkdir(parents=True, exist_ok=True)
                 (kept / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
                 raise
 
-        atheris.Setup(
-            [sys.argv[0], str(corpus), f"-max_total_time={seconds:g}", "-rss_limit_mb=6000", "-print_final_stats=1"], one
-        )
+        kept.mkdir(parents=True, exist_ok=True)
+        bounds = f"-max_total_time={seconds:g} -rss_limit_mb=6000 -timeout={6 * HANG:g} -artifact_prefix={kept}/".split()
+        atheris.Setup([sys.argv[0], str(corpus), *bounds, "-print_final_stats=1"], one)
         atheris.Fuzz()
 
 

@@ -3,20 +3,23 @@
     python -m benchmarks.speed -o results/
     python -m benchmarks.speed hat nafnet --precision float32 --runs 9 --threads 1 -o results/
 
-Ours and the peer run in turn, so that other work on the machine meets both; ratios are those of the pairs. Peaks of memory
-are taken in processes of their own. Beside each time stands how much of the machine's own best matrix product and convolution
-it reaches. With --scaling also times over the size of the input and over threads. Needs: spandrel, MONAI.
+Ours and the peer run in turn, so that other work on the machine meets both; ratios are those of the pairs. Each has a process
+of its own, since this package sets the C library's allocator for the whole process, and the peer is to run as its users run it.
+Beside each time stands how much of the machine's own best matrix product and convolution it reaches. With --scaling also times
+over the size of the input and over threads. Needs: spandrel, MONAI.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,9 +72,13 @@ def main() -> None:
     parser.add_argument("--scaling", action="store_true", help="also times by size and by threads")
     parser.add_argument("-o", "--output", type=Path, default=Path("speed"))
     parser.add_argument("--only", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    tune_allocator()
     torch.set_num_threads(options.threads)
+    if options.serve:
+        _serve(CASES[options.networks[0]])
+        return
+    tune_allocator()
     if unknown := [name for name in options.networks if name not in CASES]:
         parser.error(f"no network is called {', '.join(unknown)}")
     if options.only:
@@ -106,7 +113,8 @@ def _measure(name: str, precision: str, options: argparse.Namespace) -> Row:
         ours, theirs = pair.ours(x).float(), pair.peer(x)
         with FlopCounterMode(display=False) as counter:
             pair.peer(x)
-        pairs = [(_seconds(pair.ours, x), _seconds(pair.peer, x)) for _ in range(options.runs)]
+        with _peer_alone(name, options.threads) as peer_seconds:
+            pairs = [(_seconds(pair.ours, x), peer_seconds()) for _ in range(options.runs)]
         by_size = _by_size(case, pair.ours, options.runs) if options.scaling else {}
         by_threads = _by_threads(pair.ours, x, options) if options.scaling else {}
     memory = {who: _memory(name, precision, who, options.threads) for who in ("ours", "peer")}
@@ -125,6 +133,33 @@ def _seconds(network: Callable[[Tensor], Tensor], x: Tensor) -> float:
     started = time.perf_counter()
     network(x)
     return time.perf_counter() - started
+
+
+@contextmanager
+def _peer_alone(name: str, threads: int) -> Iterator[Callable[[], float]]:
+    """A function that has the peer run once, in a process whose allocator is as the system sets it, and tells its seconds."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed", name, "--threads", str(threads), "--serve"]
+    system = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"} | {"HYBRID_KEEP_MALLOC": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=system) as process:
+        assert process.stdin is not None and process.stdout is not None
+        asked, told = process.stdin, process.stdout
+
+        def seconds() -> float:
+            asked.write("run\n")
+            asked.flush()
+            return float(told.readline())
+
+        seconds()  # the first takes longer
+        yield seconds
+        asked.close()
+
+
+def _serve(case: Case) -> None:
+    """Run the peer once for each line of standard input, and print its seconds."""
+    pair, x = make_pair(case), case.input()
+    with torch.inference_mode():
+        for _ in sys.stdin:
+            print(_seconds(pair.peer, x), flush=True)
 
 
 def _median_seconds(network: Callable[[Tensor], Tensor], x: Tensor, runs: int) -> float:

@@ -27,7 +27,8 @@ def write_report(facts: Mapping[str, Any], folder: Path) -> list[Path]:
     lines += ["| " + " | ".join(_cells(row, facts["roof_gflops"])) + " |" for row in rows]
     roofs = ", ".join(f"{roof:.0f} GFLOP/s in {precision}" for precision, roof in facts["roof_gflops"].items())
     said = (
-        f"{machine['cpu']}, {facts['threads']} threads, torch {machine['torch']}; the peer computes in float32. Medians; roof: "
+        f"{machine['cpu']}, {facts['threads']} threads, torch {machine['torch']}; the peer computes in float32, "
+        "with the allocator as the system sets it. Medians; roof: "
         f"the better of a matrix product and a convolution on this machine ({roofs}), against the operations of the peer's "
         "formula."
     )

@@ -33,7 +33,8 @@ class ModelCard:
         pure_outputs: Those that are no averages of others. Their mean is the mean of all.
         result: Place of the result in the list of stages that the network returns; None for a network that returns a tensor.
         face_size: Edge in pixels of the aligned faces that it was trained on, which are never cut in tiles; 0 for any picture.
-        halved: Whether it cuts what it is given in halves itself: tiles differ from the whole around the middles of both.
+        parts_follow_size: Whether it divides what it is given into a number of parts that does not grow with it, such as
+            halves: no overlap makes tiles equal to the whole.
     """
 
     family: str
@@ -57,7 +58,7 @@ class ModelCard:
     outputs: int = 1
     pure_outputs: tuple[int, ...] = (0,)
     result: int | None = None
-    halved: bool = False
+    parts_follow_size: bool = False
     face_size: int = 0
 
     def __post_init__(self) -> None:

@@ -70,3 +70,20 @@ def folder_of(target: Path) -> Iterator[None]:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def printable(path: Path) -> str:
+    """A path as text that can be printed: each byte that is no UTF-8 as a question mark."""
+    return str(path).encode("utf-8", "replace").decode("utf-8")
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people.
+
+    >>> format_duration(0.4), format_duration(75), format_duration(7300)
+    ('0.4 s', '1 min 15 s', '2 h 01 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

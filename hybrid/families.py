@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hybrid.errors import RequestError
 from hybrid.loading import WeightsSource
 from hybrid.precision.check import Trial, Verdict
 from hybrid.weights.keys import KeyMap
@@ -68,3 +69,16 @@ class Family(Generic[N]):
     keys: KeyMap
     derived: tuple[str, ...] = ()
     without_copies: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+
+
+def created(family: Family[N], options: Mapping[str, Any]) -> N:
+    """A network by the options of a recipe.
+
+    Raises:
+        RequestError: The family does not take them.
+    """
+    try:
+        return family.create(**options)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, StopIteration) as error:
+        told = f"{type(error).__name__} {error}".strip()
+        raise RequestError(f"The network options do not fit {family.name}: {told}.", hint="Correct `network.options`.") from error

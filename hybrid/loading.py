@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hybrid.errors import RequestError, WeightsError
 from hybrid.weights.find import Origin, Resolved, Store
+from hybrid.weights.header import saved_options
 
 if TYPE_CHECKING:
     from hybrid.families import Family, Network
     from hybrid.weights.checkpoints import Checkpoint
 
 N = TypeVar("N", bound="Network")
-
-OPTIONS = "options"
-"""Key of a file's metadata: a JSON object of the family's options that names and shapes of tensors cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,18 @@ class WeightsSource:
     sha256: str
     origin: Origin
     notice: str | None = None
+
+
+def check_same_weights(network: Network, sha256: str) -> None:
+    """Refuse weights that are not those of the machine that began a batch.
+
+    Raises:
+        WeightsError: Their file has another SHA-256.
+    """
+    source = network.source
+    if source is None or source.sha256 != sha256:
+        name = "of the network" if source is None else source.file
+        raise WeightsError(f"The weights {name} are not the same on all machines.", hint="Put the same file on all of them.")
 
 
 def portable_source(asked: str | Path, found: WeightsSource) -> str | Path:
@@ -95,7 +104,7 @@ def build_network(
             f"{kind.name} has no option {', '.join(unknown)}.", hint=f"It takes {', '.join(kind.options) or 'none'}."
         )
     try:
-        told = (found.entry.options if found.entry else {}) | json.loads(checkpoint.metadata.get(OPTIONS, "{}"))
+        told = (found.entry.options if found.entry else {}) | saved_options(found.path.name, checkpoint.metadata)
         with SkipRandomFill():
             network = kind.build(checkpoint.state, **{key: told[key] for key in kind.options if key in told} | dict(config))
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from glob import has_magic
@@ -242,6 +242,8 @@ def put(path: Path, address: str) -> None:
         files.put_file(str(path), part)
         files.mv(part, key)
     except Exception as error:  # as above
+        with suppress(Exception):
+            files.rm_file(part)
         raise OutputError(
             f"{public(address)} cannot be written: {_reason(error)}.", hint="Check the address and your rights."
         ) from error
@@ -289,6 +291,8 @@ def _placeholder(folder: Path, name: str) -> Path:
     if ".." in path.parts:
         raise InputError(f"The remote name {name} leads out of its folder.", hint="Rename it.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # where this machine's files ignore case, or the same name lies in two remote folders
+        raise InputError(f"{name} and another remote file would have one name here.", hint="Run them separately.")
     path.touch()
     return path
 

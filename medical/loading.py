@@ -16,15 +16,15 @@ from hybrid.errors import RequestError, WeightsError
 from hybrid.loading import build_network, open_weights
 from hybrid.weights.catalogue import Catalogue
 from hybrid.weights.find import Resolved, Store, resolve
+from hybrid.weights.header import OPTIONS, header_object, saved_options
 from medical.protocol import Protocol
 
 if TYPE_CHECKING:
     from medical.models.base import SegmentationNetwork
 
 OnProgress = Callable[[int, int], None]
-
-PROTOCOL, OPTIONS = "protocol", "options"
-"""Header entries of files that this package writes: the network's Protocol, and what its weights do not tell, as JSON."""
+PROTOCOL = "protocol"
+"""Key of the Protocol in the header of a file, a JSON object."""
 
 
 @cache
@@ -75,7 +75,11 @@ def load_model(source: str | Path, *, device: str = "auto", precision: str = "fl
 
 
 def build(found: Resolved, *, device: str = "auto", precision: str = "float32", **config: Any) -> SegmentationNetwork:
-    """Make the network of a file that `find_weights` found; arguments as for `load_model`."""
+    """Make the network of a file that `find_weights` found; arguments as for `load_model`.
+
+    Raises:
+        RequestError, WeightsError: As `load_model`; or the file's network restores scans.
+    """
     from medical.models import MODULES, family
 
     if found.entry is not None and found.entry.family not in MODULES:
@@ -153,19 +157,10 @@ def entry_protocol(name: str, raw: Mapping[str, Any]) -> Protocol:
 def _protocol(found: Resolved, metadata: Mapping[str, str]) -> Protocol | None:
     """What the file says of itself, else what the catalogue says of it."""
     if PROTOCOL in metadata:
-        return entry_protocol(found.path.name, _json(found.path.name, PROTOCOL, metadata[PROTOCOL]))
+        return entry_protocol(found.path.name, header_object(found.path.name, PROTOCOL, metadata[PROTOCOL]))
     if found.entry is not None and found.entry.protocol is not None:
         return entry_protocol(found.entry.name, found.entry.protocol)
     return None
-
-
-def saved_options(file_name: str, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What a file that this package wrote says of its network beside the weights; empty for others.
-
-    Raises:
-        WeightsError: It says so in no form that can be read.
-    """
-    return _json(file_name, OPTIONS, metadata[OPTIONS]) if OPTIONS in metadata else {}
 
 
 def _take_published_protocol(network: SegmentationNetwork, file_name: str) -> None:
@@ -185,16 +180,6 @@ def _take_published_protocol(network: SegmentationNetwork, file_name: str) -> No
     if (len(protocol.channels), protocol.outputs) == (network.card.in_channels, network.card.out_channels):
         told = f"By its name {file_name} is {entry.name}, and segments as the catalogue says of that; --protocol overrules it."
         network.protocol, network.source = protocol, replace(source, notice=" ".join(filter(None, (told, entry.notice))))
-
-
-def _json(file_name: str, name: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"The header of {file_name} has {name} that are no JSON.", hint="Write the file again.") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"The header of {file_name} has {name} that are no JSON object.", hint="Write the file again.")
-    return value
 
 
 def _agree(file_name: str, network: SegmentationNetwork, protocol: Protocol) -> None:

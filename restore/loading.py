@@ -101,6 +101,9 @@ def build(
     """Make the network of a file that `find_weights` found; arguments as for `load_model`.
 
     `work` is the number of pixels that it will be run on, for ``auto``; None where they are many or not known.
+
+    Raises:
+        RequestError, WeightsError: As `load_model`.
     """
     from restore.models import MODULES, family
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -85,3 +88,42 @@ def test_imports_that_run_uphill_are_seen(source: str, package: str, found: set[
 
 def test_calls_are_seen() -> None:
     assert calls("def f(x):\n    return [print(eval('1')) for _ in x] and console.print(re.compile(x))") == {"print", "eval"}
+
+
+@pytest.fixture(scope="module")
+def house() -> ModuleType:
+    """The script that draws docs/architecture.md."""
+    spec = importlib.util.spec_from_file_location("import_graph", ROOT / "docs" / "import_graph.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_two_rooms_import_each_other(house: ModuleType) -> None:
+    graph = house.import_graph()
+    assert {"hybrid.blocks", "restore.models", "medical.dicom", "apps.scans"} <= set(graph)
+    assert graph["restore.models"]["hybrid.blocks"] > 10
+    assert house.circles(graph) == set()
+
+
+def test_circles_are_seen(house: ModuleType) -> None:
+    graph = {
+        "medical.a": Counter({"medical.b": 1}),
+        "medical.b": Counter({"medical.c": 1}),
+        "medical.c": Counter({"medical.a": 2}),
+    }
+    assert house.circles(graph) == {"medical.a", "medical.b", "medical.c"}
+    seen = house.imported_rooms(ast.parse("def f():\n    from medical.dicom import seg\nfrom restore import images, load_model"))
+    assert sorted(seen) == ["medical.dicom", "restore", "restore.images"]
+    unseen = house.imported_rooms(ast.parse("if TYPE_CHECKING:\n    import medical.dicom.seg\nimport numpy"))
+    assert list(unseen) == []
+
+
+def test_rooms_hold_no_code_of_their_own() -> None:
+    """What lies in an `__init__.py` runs whenever anything of the room is imported."""
+    may = {"restore.images", "restore.models", "medical.models"}
+    for path in MODULES:
+        room = ".".join(path.relative_to(ROOT).parts[:-1])
+        if path.name == "__init__.py" and room.count(".") and room not in may:
+            assert len([node for node in ast.parse(path.read_text()).body if not isinstance(node, ast.Expr)]) == 0, room

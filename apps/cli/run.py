@@ -49,8 +49,8 @@ def run(options: Options) -> None:
     if options.new_user is not None:
         _add_user(options)
         return
-    from apps.serving.server import Settings
-    from apps.serving.server import run as serve
+    from apps.server import Settings
+    from apps.server import run as serve
     from apps.serving.workspace import Limits
 
     choose_device(options.device)  # one that is not there is an error now, and not at the first run

@@ -8,12 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from apps.app import AppContext
 from apps.evaluate.run import BICUBIC, MINI, SCALES, TASKS, Asked, Evaluated, evaluate, methods_for, read_levels, sets_for
+from apps.serving.context import AppContext
 from apps.serving.jobs import Report
 from apps.serving.running import run_told
+from apps.serving.words import download_links, plain_table, said
 from apps.serving.workspace import Workspace, serve, workspace_of
-from apps.words import download_links, plain_table, said
 
 START = "Choose data sets and methods. The set mini comes with the package and takes seconds with the small networks."
 EMPTY = '<div class="empty"><p>Table and plots will stand here.</p></div>'

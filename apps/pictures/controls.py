@@ -9,7 +9,7 @@ import gradio as gr
 
 from apps.pictures.models import TASKS, facts, offer
 from apps.pictures.view import ZOOMS
-from apps.words import said
+from apps.serving.words import said
 from restore.restoration.inputs import FORMAT_SUFFIX, SUFFIXES
 from restore.tasks import SR
 

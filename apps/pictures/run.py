@@ -16,7 +16,7 @@ import numpy as np
 
 from apps.pictures.models import scales_here
 from apps.serving.jobs import Report
-from apps.words import complaint
+from apps.serving.words import complaint
 from hybrid.console import messages
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, RequestError

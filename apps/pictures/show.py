@@ -11,13 +11,13 @@ import pyvips
 
 from apps.pictures.run import MAP, Restored, Trial
 from apps.pictures.view import Window, draw_pair, draw_whole, pair_html
+from apps.serving.words import complaint, download_links, plain_table
 from apps.serving.workspace import Workspace
-from apps.words import complaint, download_links, plain_table
+from hybrid.console import format_duration
 from hybrid.errors import HybridError, InputError
 from hybrid.memory import format_size
 from restore.images import MAX_PIXELS, PictureInfo, check_pixels, probe
 from restore.images.reading import reason_of
-from restore.restoration.plan import format_duration
 
 KEPT_VIEWS = 12
 LISTED = 6

@@ -9,20 +9,20 @@ from typing import Any
 import gradio as gr
 from starlette.concurrency import run_in_threadpool
 
-from apps.app import AppContext
 from apps.pictures.controls import EMPTY, SAME, START, make_buttons, make_inputs, make_results
 from apps.pictures.example import make_example
 from apps.pictures.models import TASKS, facts, offer
 from apps.pictures.run import Restored, Trial, Wish, restore_all, try_part, write_archive
 from apps.pictures.show import RESULT, Looked, describe, downloads, draw, outcome_table, thumbnail
 from apps.pictures.view import ZOOMS, Window
+from apps.serving.context import AppContext
 from apps.serving.jobs import Report
 from apps.serving.running import run_told
+from apps.serving.words import complaint, said
 from apps.serving.workspace import Workspace, workspace_of
-from apps.words import complaint, said
+from hybrid.console import format_duration
 from hybrid.errors import HybridError, InputError, RequestError
 from restore.images import probe
-from restore.restoration.plan import format_duration
 from restore.tasks import FACE, SR
 
 Update = dict[Any, Any]

@@ -33,7 +33,7 @@ from apps.scans.view import (
     heat_table,
     obliquity,
 )
-from apps.words import complaint
+from apps.serving.words import complaint
 from hybrid.errors import HybridError, RequestError
 from medical.structures import Structure
 

@@ -20,8 +20,8 @@ from apps.scans.window import Window, windows_of
 from hybrid.errors import HybridError, InputError, RequestError
 from hybrid.memory import format_size
 from medical.dicom.volume import DicomOrigin, list_series, read_series
+from medical.files.inputs import read_scan
 from medical.pictures.reading import is_picture
-from medical.volumes.inputs import read_scan
 from medical.volumes.nifti import open_nifti
 from medical.volumes.volume import Volume, is_nifti
 

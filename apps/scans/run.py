@@ -14,14 +14,14 @@ from apps.scans.reading import ALL_VOLUMES
 from apps.scans.session import Result, Session
 from hybrid.errors import RequestError
 from hybrid.records import Record, sha256_file, timestamp, write_record
+from medical.files.inputs import Job
+from medical.files.outputs import FileSettings
+from medical.files.segment import Outcome, segment_file
 from medical.models.base import SegmentationNetwork
 from medical.notice import RESEARCH_USE
 from medical.results.statistics import structure_statistics, write_statistics
-from medical.segmentation.files import Outcome, segment_file
-from medical.segmentation.outputs import FileSettings
 from medical.segmentation.run import SegmentSettings
 from medical.uncertainty import files as uncertainty_files
-from medical.volumes.inputs import Job
 from medical.volumes.label_maps import read_label_map, write_labels
 from medical.volumes.volume import NiftiOrigin, Volume, read_volume, stem
 
@@ -66,7 +66,7 @@ def run(session: Session, model: str, folder: Path, *, device: str, uncertainty:
         report: Called with windows done and windows in all; what it raises ends the run.
 
     Raises:
-        HybridError: As `medical.segmentation.files.segment_file`.
+        HybridError: As `medical.files.segment.segment_file`.
     """
     report(0, 0)
     network = network_of(model, device)

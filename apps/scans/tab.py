@@ -17,13 +17,13 @@ from apps.scans.session import Result, Session, Sessions
 from apps.scans.tables import agreement_html, figures_html, scan_html, titled, uncertainty_html
 from apps.scans.viewer import scan_viewer
 from apps.serving.running import run_told
+from apps.serving.words import complaint, download_links, said
 from apps.serving.workspace import Workspace, workspace_of
-from apps.words import complaint, download_links, said
 from hybrid.errors import HybridError
 from medical.volumes.volume import stem
 
 if TYPE_CHECKING:
-    from apps.app import AppContext
+    from apps.serving.context import AppContext
 
 Updates = dict[Any, Any]
 _BEGIN = said("Send a scan, or open the example.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from apps.scans.compare import Agreement
 from apps.scans.reading import Scan, modality_words
 from apps.scans.view import obliquity
-from apps.words import said
+from apps.serving.words import said
 from medical.results.report import ScanFacts, scan_facts
 from medical.results.statistics import StructureFigures, ml_text, share_text
 from medical.uncertainty.figures import UncertaintyFigures

@@ -1,7 +1,7 @@
 """What stands before the page: who may ask, for what, and what every answer says to the browser.
 
 Gradio hands every file in its cache to whoever knows its address; it can fetch other hosts for a visitor, and has pages for
-developers. Here an address is let through only if the page needs it, and files go to their owner alone (`apps.serving.server`).
+developers. Here an address is let through only if the page needs it, and files go to their owner alone (`apps.server`).
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
 
-from apps.app import AppContext
+from apps.serving.context import AppContext
 from apps.serving.jobs import Cancelled, Done, Progress, Report, watch_job
+from apps.serving.words import complaint, progress_bar, said
 from apps.serving.workspace import Workspace
-from apps.words import complaint, progress_bar, said
 from hybrid.errors import HybridError
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ def chunk_length(total: int, tokens_each: int = 1) -> int:
 
 
 def join(chunks: Iterable[Tensor], length: int) -> Tensor:
-    """Concatenate along the first axis to `length`; without a gradient each chunk is put in its place as it comes."""
+    """Concatenate (n, ...) along the first axis to (`length`, ...); without a gradient each is put in its place as it comes."""
     if torch.is_grad_enabled():
         return torch.cat(list(chunks))
     whole, start = None, 0
@@ -35,14 +35,14 @@ def join(chunks: Iterable[Tensor], length: int) -> Tensor:
 
 
 def accumulate(total: Tensor, term: Tensor) -> Tensor:
-    """total + term, in place where no gradient needs the old value. `total` must belong to the caller."""
+    """total + term, of one shape, in place where no gradient needs the old value. `total` must belong to the caller."""
     if torch.is_grad_enabled() or total.dtype != torch.result_type(total, term):
         return total + term
     return total.add_(term)
 
 
 def modulate(total: Tensor, factor: Tensor) -> Tensor:
-    """total * factor, in place where no gradient needs the old value. `total` must belong to the caller."""
+    """total * factor, of shapes that broadcast to `total`'s, in place where no gradient needs it. It must be the caller's."""
     if torch.is_grad_enabled() or total.dtype != torch.result_type(total, factor):
         return total * factor
     return total.mul_(factor)

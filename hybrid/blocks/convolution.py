@@ -10,6 +10,7 @@ the graph: weights are thousands of times smaller than maps, gradients stay exac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from math import prod
 
@@ -21,6 +22,8 @@ from hybrid.blocks.chunks import accumulate
 
 STRIP_PIXELS = 2**14
 """Pixels of a strip in inference: its maps stay near the processor's caches, and hidden maps are no peak of memory."""
+LARGEST_QUICK_KERNEL = 9
+"""Weights of a depthwise kernel whose gradient is as quick in bfloat16 as in float32: 3 x 3."""
 LEAST_VOXELS = 200
 """Of a result that oneDNN convolves faster than torch's own unfolding, measured for 8 to 384 channels."""
 
@@ -197,7 +200,13 @@ def edge_masks(spatial_dims: int) -> dict[str, Tensor]:
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A depthwise convolution (C, 1, k, ...) of a grid (B, *spatial, C), size kept, in channels-last memory throughout."""
     convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
-    return convolve(x.movedim(-1, 1), weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)).movedim(1, -1)
+    # On a CPU oneDNN's gradient of larger kernels takes three to five times as long in bfloat16 as in float32 (torch 2.13).
+    learning = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    exact = learning and x.device.type == "cpu" and prod(weight.shape[2:]) > LARGEST_QUICK_KERNEL
+    with torch.autocast("cpu", enabled=False) if exact else nullcontext():
+        image = x.movedim(-1, 1)
+        image = image.to(weight.dtype) if exact else image
+        return convolve(image, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)).movedim(1, -1)
 
 
 def convolve(

@@ -23,7 +23,7 @@ Attend = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def padded(x: Tensor, multiple: int, mode: str) -> Tensor:
-    """`hybrid.blocks.resampling.pad_to_multiple`, of sides that may be open."""
+    """`hybrid.blocks.resampling.pad_to_multiple` of (B, C, *spatial), whose sides may be open."""
     for axis in range(2, x.ndim):
         size = x.shape[axis]
         if multiple == 1 or (isinstance(size, int) and size % multiple == 0):
@@ -50,7 +50,7 @@ def windowed(x: Tensor, window: tuple[int, ...], shift: tuple[int, ...], step: C
 
 
 def masked_windows(x: Tensor, window: tuple[int, ...], shift: tuple[int, ...], attend: Attend, *, any_size: bool) -> Tensor:
-    """Attention in shifted windows with their mask; `any_size` as of `hybrid.blocks.attention.WindowAttention`."""
+    """Attention in shifted, masked windows of (B, *spatial, C); `any_size` as of `hybrid.blocks.attention.WindowAttention`."""
     sides = tuple(x.shape[1:-1])
     if any_size:  # which of both is less must be known: such networks have fixed sides
         shift = tuple(s if n > w else 0 for n, w, s in zip(sides, window, shift, strict=True))

@@ -18,6 +18,9 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) to (..., dim)."""
+        if torch.is_grad_enabled():
+            return self.fc2(F.gelu(self.fc1(x)))
         tokens = x.reshape(-1, x.shape[-1])
         chunks = tokens.split(chunk_length(len(tokens)))
         return join((self.fc2(F.gelu(self.fc1(chunk))) for chunk in chunks), len(tokens)).view(*x.shape[:-1], -1)
@@ -31,6 +34,7 @@ class StochasticDepth(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to the same."""
         if not self.training or self.rate == 0.0:
             return x
         keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ def apply_affine(x: Tensor, affine: Affine, *, out: Tensor, plus: Tensor | None 
 
 class _InstanceNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         affine = moments(x)
         ctx.save_for_backward(x, affine.scale, affine.offset)
@@ -105,7 +106,7 @@ class _InstanceNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """scale * (g - mean(g) - y * mean(g * y)), with y the output, as a sum of x, g and a constant."""
         x, scales, offsets = ctx.saved_tensors
         gradient, result, channels = gradient.contiguous(), torch.empty_like(x), x.shape[-1]

@@ -120,11 +120,12 @@ class RWKVBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C), which belongs to the caller and may be overwritten, to the same."""
         for norm, mix, gamma in ((self.norm1, self.spatial, self.gamma1), (self.norm2, self.channel, self.gamma2)):
-            x = accumulate(x, mix(_shifted(norm, mix.shift, x), gamma))
+            x = accumulate(x, mix(shifted(norm, mix.shift, x), gamma))
         return x
 
 
-def _shifted(norm: nn.LayerNorm, shift: OmniShift, x: Tensor) -> Tensor:
+def shifted(norm: nn.LayerNorm, shift: OmniShift, x: Tensor) -> Tensor:
+    """shift(norm(x)) of a grid (B, *spatial, C), as a new one."""
     return in_row_strips(lambda strip: shift(norm(strip)), x, shift.halo)
 
 

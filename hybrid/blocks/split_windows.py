@@ -16,7 +16,7 @@ from hybrid.blocks import exportable
 from hybrid.blocks.attention import KeptBias, attend
 from hybrid.blocks.chunks import accumulate, chunk_length
 from hybrid.blocks.layout import to_image, to_tokens
-from hybrid.blocks.windows import from_windows, plan_windows, relative_index, to_windows
+from hybrid.blocks.windows import WindowPlan, from_windows, plan_windows, relative_index, to_windows
 
 
 class DynamicPositionBias(KeptBias):
@@ -121,7 +121,7 @@ class SplitWindowAttention(nn.Module):
         attended, values = out.view(2, *x.shape)
         return attended, values
 
-    def _plan(self, x: Tensor, shape: int, rolled: bool):
+    def _plan(self, x: Tensor, shape: int, rolled: bool) -> WindowPlan:
         window = self.windows[shape]
         shift = tuple(w // 2 if rolled else 0 for w in window)
         return plan_windows(x.shape[0], tuple(x.shape[1:-1]), window, shift, x.device)

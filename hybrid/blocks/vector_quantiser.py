@@ -68,7 +68,7 @@ class VectorQuantiser(nn.Module):
         return torch.cat(found).view(x.shape[:-1])
 
     def entries(self, indices: Tensor) -> Tensor:
-        """The entries (*, C) at `indices` (*)."""
+        """The entries (..., C) at `indices` (...)."""
         values: Tensor = self.embedding(indices)
         return values
 

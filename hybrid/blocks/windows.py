@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,13 +116,13 @@ class _Permute(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, index: Tensor, inverse: Tensor, absent: Tensor | None, unread: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, absent: Tensor | None, unread: Tensor | None) -> Tensor:
         ctx.save_for_backward(index, inverse, absent, unread)
         result = rows.index_select(0, index)
         return result if absent is None else result.index_fill_(0, absent, 0.0)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         index, inverse, absent, unread = ctx.saved_tensors
         return _Permute.apply(gradient, inverse, index, unread, absent), None, None, None, None
 

@@ -187,9 +187,9 @@ def measure(network: Network, trial: Trial, clock: Clock) -> Verdict:
             break
     figures = dict(agreement.figures) | {f"seconds_{name}": round(value, 5) for name, value in best.items()}
     ratio = best["float32"] / max(best["bf16"], 1e-9)
-    took = f"a tile takes {best['bf16'] * 1e3:.0f} ms, {best['float32'] * 1e3:.0f} ms in float32"
     if best["bf16"] > TRUE_GAIN * best["float32"]:
-        return Verdict("float32", f"bf16 is not faster here ({took.replace('a tile takes', 'a tile takes it')})", figures)
+        took = f"a tile takes {best['bf16'] * 1e3:.0f} ms, in float32 {best['float32'] * 1e3:.0f} ms"
+        return Verdict("float32", f"bf16 saves too little time here ({took})", figures)
     return Verdict("bf16", f"{ratio:.1f} times as fast here, and near float32 ({agreement.words})", figures)
 
 

@@ -79,7 +79,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def support_weights(plan: TilePlan) -> list[list[Tensor]]:
-    """For each axis the weights of its tiles, each over the output pixels where that tile has weight; float32."""
+    """For each axis the weights of its tiles, each (n,) float32 over the output pixels where that tile has weight."""
     return [
         [
             torch.from_numpy(weight[low - start * plan.scale : high - start * plan.scale]).float()
@@ -153,7 +153,12 @@ class _Rows:
 
 
 def run_tile(network: Callable[[Tensor], Tensor], x: Tensor, plan: TilePlan, device: torch.device) -> Tensor:
-    """The checked result (..., C', *size * scale) of one tile x (1, C, *size), cut smaller where memory runs out."""
+    """The checked result (..., C', *size * scale) of one tile x (1, C, *size), cut smaller where memory runs out.
+
+    Raises:
+        OutputError: The result is of another size than the plan says, or not finite.
+        ResourceError: The smallest part does not fit the memory.
+    """
     y = _call(network, x, device)
     if y is None:
         return _run_in_parts(network, x, plan, device)

@@ -144,7 +144,7 @@ def together(share: Tensor) -> Tensor:
 
 
 def summed(value: Tensor) -> Tensor:
-    """The sum over all processes, with its gradient; every process must call it.
+    """The sum over all processes, of any shape, with its gradient; every process must call it.
 
     >>> summed(torch.ones(2))
     tensor([1., 1.])

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from data_specs import SegmentationSpec
     from hybrid.batch.cluster import OnRay
     from medical.detection.evaluation import DetectionResult
+    from medical.evaluation.calibration import Reliability
     from medical.evaluation.comparison import Comparison
     from medical.evaluation.engine import CaseResult, Evaluation, EvaluationPlan
     from medical.evaluation.metrics import Conventions
     from medical.evaluation.network import Network
     from medical.segmentation.run import SegmentSettings
-    from medical.uncertainty.calibration import Reliability
 
 
 def evaluate(
@@ -68,10 +68,10 @@ def evaluate(
     """
     from hybrid.console import messages, progress_on
     from hybrid.errors import RequestError
+    from medical.evaluation.calibration_run import Calibrating
     from medical.evaluation.comparison import compare, read_scores
     from medical.evaluation.engine import Folder, plan_data_set, plan_folders, run_evaluation
     from medical.evaluation.report import write_report
-    from medical.uncertainty.calibration_run import Calibrating
 
     check_request(predictions, references, model, data, spec, split)
     given = {"--protocol": protocol, "--option": option, "--overlap": overlap, "--tta": tta or None, "--memory": memory}
@@ -239,10 +239,10 @@ def _on_ray(
 
 
 def _show(result: Evaluation, comparison: Comparison | None, reliability: Sequence[Reliability]) -> None:
+    from medical.evaluation import calibration
     from medical.evaluation.boundary_report import HEADER, TITLE, boundary_rows
     from medical.evaluation.report import header, protocol_facts, table_rows
     from medical.notice import RESEARCH_USE
-    from medical.uncertainty import calibration
 
     print_table(result.plan.title, header(result.plan.conventions), table_rows(result))
     if measured := boundary_rows(result):

@@ -48,7 +48,7 @@ class Scans(ModelsOf):
         return family(name) if name in MODULES else pictures.family(name)
 
     def told(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
-        from medical.loading import saved_options
+        from hybrid.weights.header import saved_options
 
         return saved_options(checkpoint.path.name, checkpoint.metadata)
 

@@ -12,13 +12,15 @@ from rich.console import Console
 from hybrid.batch.engine import Batch, Engine, Local, Made, run_batch
 from hybrid.batch.options import BatchOptions
 from hybrid.batch.place import Place, open_place, output_folder
-from hybrid.console import messages, progress_on, results
+from hybrid.batch.telling import Failure, raise_failures, tell_failure
+from hybrid.console import format_duration, messages, progress_on, results
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, RequestError
 from hybrid.loading import portable_source
 from hybrid.memory import format_size, parse_size
 from hybrid.remote import Mirror, localised
-from medical.cli.batch import REMOTE_ENDINGS, Failure, ScanWatcher, format_duration, raise_failures, tell_failure
+from medical.cli.batch import REMOTE_ENDINGS, ScanWatcher
+from medical.files.inputs import Job, plan_jobs
 from medical.loading import find_weights
 from medical.notice import RESEARCH_USE
 from medical.restoration.batch import RestoreRecipe, RestoreWorker, items_of, options_of
@@ -34,7 +36,6 @@ from medical.restoration.files import (
 from medical.restoration.loading import Restorer, build_restorer, read_restoration_protocol
 from medical.restoration.preview import DETAILS
 from medical.restoration.run import RestoreSettings, SlicePlan, seconds_per_pixel
-from medical.volumes.inputs import Job, plan_jobs
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _run(request: Request, mirror: Mirror | None) -> None:
             failures = _plan_all(restorer, jobs, settings, request, talk, several)
         else:
             failures = _restore_all(restorer, jobs, settings, request, talk, place)
-    raise_failures(failures, len(jobs), place.path)
+    raise_failures(failures, len(jobs), "scan", place.path)
 
 
 def _jobs(request: Request) -> list[Job]:
@@ -181,7 +182,8 @@ def _plan_all(
     restorer: Restorer, jobs: list[Job], settings: FileSettings, request: Request, talk: Console, several: bool
 ) -> list[Failure]:
     """Plans are the answer that was asked for: they go to standard output, and quiet does not hide them."""
-    out, failures = results(), []
+    out = results()
+    failures: list[Failure] = []
     per_pixel: float | None = None
     for job in jobs:
         try:
@@ -189,7 +191,7 @@ def _plan_all(
             volume, plan, doubtful = plan_file(restorer, job, settings)
         except HybridError as error:
             failures.append((job, error))
-            tell_failure(failures[-1], talk, several, request.json)
+            tell_failure(failures[-1], talk, several=several, as_json=request.json)
             continue
         for doubt in doubtful:
             talk.print(f"{job.source.name}: {doubt}", style="yellow")

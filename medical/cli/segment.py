@@ -15,28 +15,29 @@ from rich.console import Console
 from hybrid.batch.engine import Batch, Engine, Local, Made, run_batch
 from hybrid.batch.options import BatchOptions
 from hybrid.batch.place import Place, open_place, output_folder
-from hybrid.console import messages, progress_on, results
+from hybrid.batch.telling import Failure, raise_failures, tell_failure
+from hybrid.console import format_duration, messages, progress_on, results
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, InputError, RequestError
 from hybrid.loading import portable_source
 from hybrid.memory import format_size, parse_size
 from hybrid.plain_yaml import parse_yaml, read_yaml
 from hybrid.remote import Mirror, localised
-from medical.cli.batch import REMOTE_ENDINGS, Failure, ScanWatcher, format_duration, raise_failures, tell_failure
+from medical.cli.batch import REMOTE_ENDINGS, ScanWatcher
+from medical.files.batch import Networks, SegmentRecipe, SegmentWorker, items_of, options_of
+from medical.files.inputs import Job, plan_jobs, read_scan
+from medical.files.outputs import FileSettings, Format, check_jobs, check_targets, possible_outputs
+from medical.files.segment import Outcome, members_of
 from medical.loading import build, find_weights
 from medical.models.base import SegmentationNetwork
 from medical.notice import RESEARCH_USE
 from medical.protocol import Protocol
-from medical.segmentation.batch import Networks, SegmentRecipe, SegmentWorker, items_of, options_of
-from medical.segmentation.files import Outcome, members_of
-from medical.segmentation.outputs import FileSettings, Format, check_jobs, check_targets, possible_outputs
 from medical.segmentation.preparation import doubts
 from medical.segmentation.roi import mask_path
 from medical.segmentation.run import SegmentSettings, plan_volume, protocol_of, seconds_per_window
-from medical.volumes.inputs import Job, plan_jobs, read_scan
 
 if TYPE_CHECKING:
-    from medical.volumes.deidentification import Pseudonyms
+    from medical.dicom.deidentification import Pseudonyms
 
 FAST_OVERLAP = 0.25
 """Overlap of windows with --fast: a third of the windows that half an overlap takes in a large scan."""
@@ -109,7 +110,7 @@ class Request:
     def _pseudonyms(self) -> Pseudonyms | None:
         if not (self.deidentify or self.deidentify_key is not None):
             return None
-        from medical.volumes.deidentification import Pseudonyms
+        from medical.dicom.deidentification import Pseudonyms
 
         return Pseudonyms.read(self.deidentify_key) if self.deidentify_key is not None else Pseudonyms()
 
@@ -151,7 +152,7 @@ def _run(request: Request, mirror: Mirror | None) -> None:
             failures = _plan_all(networks, jobs, settings, request, talk, several)
         else:
             failures = _segment_all(networks, jobs, settings, request, talk, place)
-    raise_failures(failures, len(jobs), place.path)
+    raise_failures(failures, len(jobs), "scan", place.path)
 
 
 def read_protocol(path: Path) -> Protocol:
@@ -270,7 +271,7 @@ def _plan_all(
             way, plan = plan_volume(volume, networks[0], settings.run, protocol)
         except HybridError as error:
             failures.append((job, error))
-            tell_failure(failures[-1], talk, several, request.json)
+            tell_failure(failures[-1], talk, several=several, as_json=request.json)
             continue
         while notices:
             talk.print(notices.pop(0), style="dim")

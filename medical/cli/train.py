@@ -31,6 +31,8 @@ def train(
 
     A stopped training goes on from its last checkpoint in the output folder.
 
+    `medical train compare` trains one network with several mixers and compares them; it has options of its own.
+
     Research use, not a medical device.
     """
     from rich.console import Console

@@ -29,11 +29,11 @@ from medical.evaluation.engine import (
     without_strays,
 )
 from medical.evaluation.network import Network
+from medical.files.inputs import read_scan
 from medical.pictures.reading import of_picture
 from medical.protocol import Protocol
 from medical.segmentation.run import segment
 from medical.volumes.geometry import Grid
-from medical.volumes.inputs import read_scan
 from medical.volumes.label_maps import read_label_map
 from medical.volumes.nifti import open_nifti
 from medical.volumes.volume import read_volume
@@ -114,14 +114,17 @@ class DetectionEvaluation:
 
     @property
     def scans(self) -> tuple[Detections, ...]:
+        """Lesions and candidates of the scans that could be scored."""
         return tuple(each.detections for each in self.results if each.detections is not None)
 
     @property
     def failures(self) -> tuple[DetectionResult, ...]:
+        """Cases that could not be scored."""
         return tuple(each for each in self.results if each.error is not None)
 
     @property
     def exit_code(self) -> int:
+        """1 if a case could not be scored, else 0."""
         return 1 if self.failures else 0
 
 

@@ -97,20 +97,20 @@ class Marks:
         )
 
     def froc(self, weights: Numbers | None = None) -> Curve:
-        """Sensitivity (y) over false positives a scan (x)."""
+        """Sensitivity (y) over false positives a scan (x); `weights` of the shape of `lesions`."""
         ends, hits, false, weights = self._counts(weights)
         with np.errstate(invalid="ignore"):
             return Curve(self.confidence[ends], false / weights.sum(), hits / (weights @ self.lesions))
 
     def precision_recall(self, weights: Numbers | None = None) -> Curve:
-        """Precision (y) over sensitivity (x)."""
+        """Precision (y) over sensitivity (x); `weights` of the shape of `lesions`."""
         ends, hits, false, weights = self._counts(weights)
         with np.errstate(invalid="ignore"):
             precision = hits / (hits + false)
             return Curve(self.confidence[ends], hits / (weights @ self.lesions), precision)
 
     def roc(self, weights: Numbers | None = None) -> Curve:
-        """Share of the scans with lesions (y) over that of the scans without (x)."""
+        """Share of the scans with lesions (y) over that of the scans without (x); `weights` of the shape of `lesions`."""
         weights = np.ones(len(self.lesions)) if weights is None else weights
         values, place = np.unique(-self.scan_confidence, return_inverse=True)
         shares = []
@@ -129,7 +129,7 @@ class Marks:
 
 
 def sensitivities(curve: Curve, rates: Sequence[float] = RATES) -> Numbers:
-    """Sensitivity of a FROC curve at rates of false positives a scan; 0 where no confidence gives so few.
+    """Sensitivity of a FROC curve at n rates of false positives a scan, (n,); 0 where no confidence gives so few.
 
     >>> curve = Curve(np.array([0.9, 0.8, 0.7]), np.array([0.0, 0.5, 0.5]), np.array([0.25, 0.25, 0.75]))
     >>> sensitivities(curve, (0.25, 0.5)).tolist()

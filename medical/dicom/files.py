@@ -182,7 +182,11 @@ def _check_deflated(stream: BinaryIO) -> None:
 
 
 def read_headers(files: Iterable[DicomFile]) -> tuple[list[tuple[DicomFile, Dataset]], int]:
-    """Headers without pixels, and how many files could not be parsed."""
+    """Headers without pixels, and how many files could not be parsed.
+
+    Raises:
+        InputError: A file could not be read from the disk.
+    """
     headers, damaged = [], 0
     for file, stream in contents(files):
         try:

@@ -17,11 +17,11 @@ from pydicom.uid import MRImageStorage
 
 from hybrid.errors import OutputError, RequestError
 from hybrid.records import replacing
+from medical.dicom.deidentification import finish, is_deidentified
 from medical.dicom.files import UNREADABLE, UNREADABLE_VALUE, quiet
 from medical.dicom.frames import Frame, number, numbers, text, uid
 from medical.notice import RESEARCH_USE
 from medical.structures import Structure
-from medical.volumes.deidentification import finish, is_deidentified
 from medical.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def write_seg(
     Args:
         path: The file, by custom .dcm.
         labels: (i, j, k) integers on the scan's grid; 0 is the background.
-        volume: The scan, from `medical.dicom.volume`, or from `medical.volumes.deidentification`.
+        volume: The scan, from `medical.dicom.volume`, or from `medical.dicom.deidentification`.
         structures: What the numbers mean; every number in the map must be one of them.
         algorithm: Name of the network.
         version: Its version, such as the beginning of its weights' hash.
@@ -120,7 +120,7 @@ def obstacle(volume: Volume) -> str | None:
 
 @quiet()
 def check_seg(path: str | Path, labels: np.ndarray, volume: Volume, structures: Sequence[Structure]) -> None:
-    """Read a DICOM SEG anew and compare it with the label map that it must hold.
+    """Read a DICOM SEG anew and compare it with the label map (i, j, k) that it must hold.
 
     Every frame must lie on a slice of the series, refer to it, and hold exactly the structure's pixels there; and no voxel
     of the map may be in no frame.

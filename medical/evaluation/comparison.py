@@ -33,6 +33,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
+        """Heading of the table."""
         return f"Against {self.name}"
 
     header = ("structure", "cases", "Dice", "p", "HD95", "p", "NSD", "p")
@@ -45,6 +46,7 @@ class Comparison:
         ]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: the tests of each structure and metric."""
         tests = {name: {metric: asdict(test) for metric, test in row.items()} for name, row in self.rows.items()}
         return {"against": self.name, "test": "Wilcoxon signed-rank, two-sided, paired over cases", "structures": tests}
 

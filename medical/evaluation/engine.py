@@ -151,24 +151,27 @@ class Evaluation:
 
     @property
     def scored(self) -> tuple[CaseResult, ...]:
+        """Cases with scores."""
         return tuple(result for result in self.results if result.error is None)
 
     @property
     def failures(self) -> tuple[CaseResult, ...]:
+        """Cases without."""
         return tuple(result for result in self.results if result.error is not None)
 
     @property
     def exit_code(self) -> int:
+        """1 if a case has no scores, else 0."""
         return 1 if self.failures else 0
 
     def table(self, metric: Metric) -> NDArray[np.float64]:
-        """(cases with scores, targets) of one metric."""
+        """One metric, shape (cases with scores, targets)."""
         rows = [[getattr(result.scores[target], metric) for target in self.targets] for result in self.scored]
         return np.array(rows, np.float64).reshape(len(self.scored), len(self.targets))
 
 
 class Folder:
-    """Label maps that lie in a folder, found by the name of the case, of the reference or of the scan."""
+    """Label maps in a folder, found by the name of the case, of the reference or of the scan. Raises InputError without it."""
 
     holds = "label map"
 
@@ -179,6 +182,7 @@ class Folder:
         self.files = label_maps_in(folder)
 
     def find(self, case: EvaluationCase) -> Path | None:
+        """The file of a case, None where there is none."""
         return next((self.files[name] for name in file_names(case) if name in self.files), None)
 
     def __call__(self, case: EvaluationCase) -> Prediction:
@@ -227,8 +231,7 @@ def plan_data_set(
         title: What is scored, such as the name of a model.
         conventions: None for those of the description.
 
-    Raises:
-        RequestError, InputError: As `data_specs.find_volumes`.
+    Raises RequestError and InputError as `data_specs.find_volumes`.
     """
     found = find_volumes(spec, data, split)
     cases = tuple(EvaluationCase(case.name, case.labels, case.images) for case in found.cases)
@@ -324,7 +327,7 @@ def _evaluate(plan: EvaluationPlan, case: EvaluationCase, predict: Predict) -> C
 
 
 def without_strays(labels: Labels, spec: SegmentationSpec | None) -> tuple[Labels, tuple[str, ...]]:
-    """A reference without values that are no structure, as the data set's description says, and what was done."""
+    """A reference (i, j, k) without values that are no structure, and what was done. Raises InputError if they are refused."""
     if spec is None or spec.stray_labels == "ignore":
         return labels, ()
     known = [structure.value for structure in spec.structures]
@@ -352,11 +355,7 @@ def _unknown(prediction: Labels, plan: EvaluationPlan) -> tuple[str, ...]:
 
 
 def check_grid(prediction: Grid, reference: Grid) -> None:
-    """Refuse to compare what lies at different places.
-
-    Raises:
-        InputError: The grids differ.
-    """
+    """Refuse to compare what lies at different places. Raises InputError if the grids differ."""
     if prediction.matches(reference):
         return
     sides = [" x ".join(map(str, grid.shape)) for grid in (prediction, reference)]

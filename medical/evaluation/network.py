@@ -11,14 +11,14 @@ from data_specs import SegmentationSpec
 from hybrid.devices import set_threads
 from hybrid.errors import RequestError
 from medical.evaluation.engine import EvaluationCase, EvaluationPlan, EvaluationWorker, Made, Prediction
+from medical.files.batch import load_pinned
+from medical.files.inputs import read_scan
 from medical.models.base import SegmentationNetwork
 from medical.pictures.label_maps import pixel_grid
 from medical.pictures.reading import of_picture
 from medical.protocol import Protocol
-from medical.segmentation.batch import load_pinned
 from medical.segmentation.run import SegmentSettings, protocol_of, segment
 from medical.segmentation.sliding import device_of
-from medical.volumes.inputs import read_scan
 
 
 class Network:

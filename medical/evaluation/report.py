@@ -19,18 +19,18 @@ import scipy
 from hybrid.console import folder_of
 from hybrid.memory import peak_bytes
 from hybrid.records import timestamp, versions, without_folders, write_bytes
+from medical.evaluation import calibration
 from medical.evaluation.aggregation import RESAMPLES, SEED, Summary, summarise
 from medical.evaluation.boundary_report import BOUNDARIES, boundary_csv, boundary_facts, boundary_facts_json, boundary_rows
 from medical.evaluation.boundary_report import HEADER as BOUNDARY_HEADER
 from medical.evaluation.boundary_report import TITLE as BOUNDARY_TITLE
+from medical.evaluation.calibration import Reliability
+from medical.evaluation.calibration_plot import reliability_plot
 from medical.evaluation.comparison import Comparison
 from medical.evaluation.engine import METRICS, CaseResult, Evaluation, Made, Metric, Target
 from medical.evaluation.figures import score_plot
 from medical.evaluation.metrics import Conventions
 from medical.notice import RESEARCH_USE
-from medical.uncertainty import calibration
-from medical.uncertainty.calibration import Reliability
-from medical.uncertainty.calibration_plot import reliability_plot
 from medical.volumes.staging import staged
 
 REPORT, FACTS, SCORES, PLOT = "report.md", "report.json", "scores.csv", "scores.png"

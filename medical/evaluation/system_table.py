@@ -105,6 +105,7 @@ class System:
 
     @property
     def parameters(self) -> int | None:
+        """Number of parameters of the network; None where the results do not say it."""
         return (self.facts["model"] or {}).get("parameters")
 
     @property

@@ -14,6 +14,7 @@ MODULES = {
     "cross_d_unet": "medical.models.cross_d_unet",
     "neunet": "medical.models.neunet",
     "cswin_unet": "medical.models.cswin_unet",
+    "mixer_unet": "medical.models.mixer_unet",
 }
 """Family name to the module that holds its `FAMILY`."""
 

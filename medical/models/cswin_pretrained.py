@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybrid.errors import RequestError, WeightsError
 from hybrid.weights.checkpoints import Checkpoint, load_strict, read_checkpoint
-from medical.loading import saved_options
+from hybrid.weights.header import saved_options
 from medical.models.cswin_unet import HEADS, KEYS, PREFIX, CSWinUNet
 from medical.models.cswin_unet_3d import CSWinUNet3D
 from medical.models.encoders import EncoderFiles

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hybrid.errors import RequestError, WeightsError
 from hybrid.weights.checkpoints import Checkpoint, load_strict, read_checkpoint
-from medical.loading import saved_options
+from hybrid.weights.header import saved_options
 from medical.models.encoders import EncoderFiles
 from medical.models.swin_unetr import KEYS, SwinUNETR
 

@@ -85,7 +85,7 @@ def read_picture_file(path: str | Path, *, channels: int = 1) -> Volume:
     if path.name.lower().endswith(PICTURE_ENDINGS):
         values, origin, warnings = _read_picture(path)
     else:
-        from medical.dicom.pictures import read_single_frame
+        from medical.pictures.dicom import read_single_frame
 
         values, origin, warnings = read_single_frame(path)
     values, changed = _in_channels(path, values, channels)

@@ -11,13 +11,13 @@ from hybrid.batch.engine import Item, Made, Tell
 from hybrid.batch.journal import options_digest
 from hybrid.batch.place import name_below
 from hybrid.devices import set_threads
-from hybrid.errors import WeightsError
+from hybrid.loading import check_same_weights
+from medical.files.inputs import Job
 from medical.loading import find_weights
 from medical.restoration.files import FileSettings, is_done, planned_outputs, restore_file
 from medical.restoration.loading import Restorer, build_restorer
 from medical.restoration.protocol import RestorationProtocol
 from medical.restoration.run import SlicePlan, device_of
-from medical.volumes.inputs import Job
 
 MANY_TILES = 400
 """From so many runs of the network on, what a scan is in for is said before it runs."""
@@ -85,10 +85,7 @@ class RestoreRecipe:
         set_threads(self.threads)
         found = find_weights(self.source)
         restorer = build_restorer(found, protocol=self.protocol, device=self.device, precision=self.precision)
-        if restorer.network.source is None or restorer.network.source.sha256 != self.sha256:
-            raise WeightsError(
-                f"The weights {found.path.name} are not the same on all machines.", hint="Put the same file on all of them."
-            )
+        check_same_weights(restorer.network, self.sha256)
         settings = self.settings
         if settings.run.memory is None and device_of(restorer).type == "cpu":
             settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, memory=room))

@@ -23,13 +23,13 @@ from hybrid.errors import OutputError, RequestError
 from hybrid.memory import release_memory
 from hybrid.precision.check import verdict_facts
 from hybrid.records import Record, record_path, timestamp, write_bytes, write_record
+from medical.files.inputs import Job, Naming, read_scan
+from medical.files.outputs import keep_inputs, real_places, recorded_facts, sources_sha256, written_names
 from medical.notice import RESEARCH_USE
 from medical.restoration.loading import Restorer
 from medical.restoration.preview import DETAILS, preview_png
 from medical.restoration.run import Restoration, RestoreSettings, SlicePlan, check_scan, device_of, doubts, plan_slices, restore
-from medical.segmentation.outputs import keep_inputs, real_places, recorded_facts, sources_sha256, written_names
 from medical.segmentation.sliding import OnProgress
-from medical.volumes.inputs import Job, Naming, read_scan
 from medical.volumes.nifti_writing import Storage, write_scan
 from medical.volumes.staging import check_absent, staged
 from medical.volumes.volume import Volume, stem

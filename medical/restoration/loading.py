@@ -15,7 +15,8 @@ from hybrid.errors import InputError, RequestError, WeightsError
 from hybrid.loading import build_network, open_weights
 from hybrid.plain_yaml import read_yaml
 from hybrid.weights.find import Resolved
-from medical.loading import OPTIONS, PROTOCOL, find_weights, saved_options
+from hybrid.weights.header import OPTIONS, saved_options
+from medical.loading import PROTOCOL, find_weights
 from medical.restoration.protocol import RestorationProtocol
 
 if TYPE_CHECKING:
@@ -98,7 +99,11 @@ def build_restorer(
     precision: str = "float32",
     **config: Any,
 ) -> Restorer:
-    """Make the restorer of a file that `medical.loading.find_weights` found; arguments as for `load_restorer`."""
+    """Make the restorer of a file that `medical.loading.find_weights` found; arguments as for `load_restorer`.
+
+    Raises:
+        RequestError, WeightsError: As `load_restorer`.
+    """
     from restore.models import MODULES, family
 
     name = found.path.name

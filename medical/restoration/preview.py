@@ -64,7 +64,7 @@ def preview_png(before: np.ndarray, after: np.ndarray, grid: Grid, *, title: str
 
 
 def draw(before: np.ndarray, after: np.ndarray, grid: Grid, title: str) -> Figure:
-    """The sheet: a row for each plane through the middle of the scan."""
+    """The sheet: a row for each plane through the middle of the scan, (i, j, k) before and after."""
     from matplotlib.figure import Figure
 
     turn = Reorientation.between(grid, ORIENTATION)

@@ -246,7 +246,7 @@ def run_slices(
 
     def change(x: Tensor) -> Tensor:
         """(1, slices, rows, columns) to what is added to the middle one; blended tiles of no change are no change."""
-        return network.result(x)[:, middle : middle + 1] - x[:, middle : middle + 1]
+        return network.mirrored(x)[:, middle : middle + 1] - x[:, middle : middle + 1]
 
     for number in range(plan.count):
         seen = seen_slices(number, plan.count, middle)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from hybrid.errors import InputError, RequestError
+from hybrid.families import created
 from hybrid.training.loop import Sample, Task, TrainSettings, train
 from hybrid.training.processes import is_first_process
 from hybrid.training.recipes import NetworkPart, Part, read_recipe
@@ -283,10 +284,7 @@ def make_network(recipe: Recipe) -> RestorationNetwork:
         raise RequestError(f"There is no family {recipe.network.family!r}.", hint=f"Choose one of {', '.join(MODULES)}.")
     given = {"in_channels": recipe.protocol.channels} | recipe.network.options | recipe.options
     torch.manual_seed(recipe.training.seed)
-    try:
-        network = family(recipe.network.family).create(**given)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"The network options do not fit: {error}.", hint="Correct `network.options`.") from error
+    network = created(family(recipe.network.family), given)
     return Restorer(network, recipe.protocol, recipe.options).network
 
 

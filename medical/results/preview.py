@@ -87,7 +87,7 @@ def write_preview(
     figures: Sequence[StructureFigures] | None = None,
     title: str = "",
 ) -> Path:
-    """Draw a segmentation and write it as PNG, whole or not at all. See `preview_png`.
+    """Draw a segmentation, (i, j, k) values and labels, and write it as PNG, whole or not at all. See `preview_png`.
 
     Raises:
         OutputError: The folder does not take the file.
@@ -130,7 +130,7 @@ def preview_png(
 
 
 def draw(values: np.ndarray | None, labels: np.ndarray, grid: Grid, figures: Sequence[StructureFigures], title: str) -> Figure:
-    """The sheet: three slices and the legend above, axial slices below."""
+    """The sheet of (i, j, k) values and labels: three slices and the legend above, axial slices below."""
     from matplotlib.figure import Figure
 
     turn = Reorientation.between(grid, ORIENTATION)
@@ -201,7 +201,7 @@ def choose_slices(figures: Sequence[StructureFigures], grid: Grid, turned: Grid)
 
 
 def choose_window(pictures: Sequence[np.ndarray]) -> tuple[float, float, str]:
-    """Darkest and brightest value to draw, and words for them: soft tissue for CT numbers, else percentiles 1 and 99."""
+    """Darkest and brightest value to draw, and words for them: soft tissue for CT, else percentiles 1 and 99. Any shapes."""
     values = np.concatenate([picture.ravel() for picture in pictures]) if pictures else np.zeros(0)
     values = values[np.isfinite(values)]
     if values.size == 0:

@@ -14,7 +14,7 @@ import numpy as np
 from hybrid.errors import InputError
 from medical.pictures.reading import PictureOrigin, of_picture
 from medical.protocol import Intensity, Protocol, ZScore
-from medical.training.transforms import normalise, training_grid
+from medical.segmentation.normalisation import normalise, training_grid
 from medical.volumes.geometry import Grid, Reorientation, resample
 from medical.volumes.volume import Volume
 

@@ -4,7 +4,7 @@
     result = segment(read_volume("scan.nii.gz"), network)
     result.labels  # (i, j, k) on the scan's own grid
 
-Files are read and written by `medical.segmentation.files`.
+Files are read and written by `medical.files.segment`.
 """
 
 from __future__ import annotations

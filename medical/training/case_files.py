@@ -9,10 +9,10 @@ from pathlib import Path
 from data_specs import SegmentationSpec, find_volumes
 from data_specs.files import PICTURE_SUFFIXES
 from hybrid.errors import InputError
+from medical.files.inputs import read_scan
 from medical.pictures.label_maps import read_label_picture
 from medical.pictures.reading import PictureOrigin, of_picture
 from medical.volumes.geometry import Grid
-from medical.volumes.inputs import read_scan
 from medical.volumes.volume import Volume, read_volume
 
 FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))

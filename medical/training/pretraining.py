@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from hybrid.errors import InputError, RequestError
+from hybrid.families import created
 from hybrid.memory import available_bytes
 from hybrid.training.loop import Task, TrainSettings, train
 from hybrid.training.processes import is_first_process, processes_here
@@ -239,10 +240,7 @@ def make_network(recipe: Recipe) -> SegmentationNetwork:
         raise RequestError(f"There is no pre-training for {name!r}.", hint=f"Choose one of {', '.join(MODULES)}.")
     torch.manual_seed(recipe.training.seed)
     given = {"in_channels": len(protocol.channels), "out_channels": protocol.outputs} | recipe.network.options
-    try:
-        network = family(name).create(**given)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"The network options do not fit: {error}.", hint="Correct `network.options`.") from error
+    network = created(family(name), given)
     card = network.card
     asked = (len(protocol.channels), protocol.outputs, protocol.spatial_dims)
     if (card.in_channels, card.out_channels, card.spatial_dims) != asked:

@@ -141,7 +141,7 @@ class PretextLoss:
         return (losses * losses.new_tensor([weights.rotation, weights.contrastive, weights.reconstruction])).sum()
 
     def terms(self, answers: Answers, target: Tensor) -> Losses:
-        """Cross entropy of the turns, contrastive loss, mean absolute error of what the views were before boxes were cut out."""
+        """Scalars: cross entropy of the turns, contrastive loss, mean absolute error of views before boxes were cut out."""
         whole, turns = parted(target)
         return Losses(
             rotation=F.cross_entropy(answers.rotation.flatten(0, 1).float(), turns.flatten()),

@@ -15,6 +15,7 @@ from torch import nn
 
 from data_specs import SegmentationSpec, load_spec
 from hybrid.errors import RequestError
+from hybrid.families import created
 from hybrid.training.loop import Task, TrainSettings, train
 from hybrid.training.processes import is_first_process
 from hybrid.training.recipes import NetworkPart, Part, read_recipe
@@ -219,10 +220,7 @@ def make_network(recipe: Recipe) -> SegmentationNetwork:
     protocol = recipe.protocol
     given = {"in_channels": len(protocol.channels), "out_channels": protocol.outputs} | recipe.network.options
     torch.manual_seed(recipe.training.seed)
-    try:
-        network = family(recipe.network.family).create(**given)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"The network options do not fit: {error}.", hint="Correct `network.options`.") from error
+    network = created(family(recipe.network.family), given)
     if network.card.task != "segmentation":
         raise RequestError(
             f"{network.card.title} is made for {network.card.task}, and recipes train segmentation.",

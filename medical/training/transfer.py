@@ -24,7 +24,8 @@ from hybrid.families import Family
 from hybrid.loading import open_weights
 from hybrid.records import record_path, write_bytes
 from hybrid.weights.checkpoints import Checkpoint, load_strict, write_checkpoint
-from medical.loading import build, entry_protocol, file_header, find_weights, saved_options
+from hybrid.weights.header import saved_options
+from medical.loading import build, entry_protocol, file_header, find_weights
 from medical.models import family
 from medical.models.base import SegmentationNetwork
 from medical.protocol import Protocol
@@ -93,6 +94,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
+        """All fields, as the file beside the weights holds them."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 

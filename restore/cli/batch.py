@@ -13,9 +13,10 @@ from rich.progress import Progress, TaskID
 
 from hybrid.batch.engine import Batch, Engine, Item, Local, Made, Tell, run_batch
 from hybrid.batch.place import Place
+from hybrid.batch.telling import Failure, tell_failure, tell_skipped
 from hybrid.console import progress_on, results
 from hybrid.errors import HybridError
-from restore.cli.report import Failure, report, report_skipped, tell
+from restore.cli.report import report
 from restore.cli.road import Loaded, Request, check_target_of
 from restore.images import probe
 from restore.models.base import RestorationNetwork
@@ -123,11 +124,11 @@ class PictureWatcher:
         self.bar.advance(self.all)
 
     def skipped(self, item: Item) -> None:
-        report_skipped(item.work, self.talk, self.json)
+        tell_skipped(item.work.source, item.work.target, "picture", self.talk, self.json)
         self.bar.advance(self.all)
 
     def failed(self, item: Item, error: HybridError) -> None:
-        tell((item.work, error), self.talk, many=self.many)
+        tell_failure((item.work, error), self.talk, several=self.many, as_json=self.json)
         self.bar.advance(self.all)
 
 
@@ -148,7 +149,7 @@ def _plan_all(
             plan = plan_file(as_asked(network, asked.selection), info, job.target, asked)
         except HybridError as error:
             failures.append((job, error))
-            tell(failures[-1], talk, many=many)
+            tell_failure(failures[-1], talk, several=many)
             continue
         if as_json:
             facts: dict[str, object] = {"input": str(job.source), "output": str(job.target)}

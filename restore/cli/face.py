@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hybrid.batch.engine import Batch, Engine, Local, run_batch
-from hybrid.batch.names import check_names
+from hybrid.batch.names import check_distinct
 from hybrid.batch.options import BatchOptions
 from hybrid.batch.place import Place, open_place, output_folder
-from hybrid.console import messages, progress_on, results
+from hybrid.batch.telling import Failure, raise_failures, tell_failure
+from hybrid.console import messages, printable, progress_on, results
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, RequestError
 from hybrid.records import sha256_file
 from hybrid.remote import Mirror, localised
 from hybrid.weights.find import Resolved
 from restore.cli.batch import PictureWatcher
-from restore.cli.report import Failure, raise_failures, tell
 from restore.faces.batch import FaceJob, FaceRecipe, FaceWorker, items_of, options_of
 from restore.faces.boxes import boxes_of, read_boxes
 from restore.faces.files import FaceRun, check_sheet
@@ -31,7 +31,7 @@ from restore.images import check_pixels, probe
 from restore.loading import build, catalogue, find_weights
 from restore.models.base import RestorationNetwork
 from restore.restoration.batch import PinnedWeights
-from restore.restoration.inputs import SUFFIXES, Job, check_format, check_name, keep_inputs, plan_jobs, shown
+from restore.restoration.inputs import SUFFIXES, Job, check_format, check_name, keep_inputs, plan_jobs
 from restore.restoration.passed_over import passed_over
 from restore.restoration.run import RunSettings, check_target
 from restore.tasks import FACE, SR
@@ -91,7 +91,7 @@ def _run(request: FaceRequest, mirror: Mirror | None) -> None:
         failures = _plan_all(request, network, jobs, talk) if request.plan_only else _work(request, network, jobs, talk, place)
     if passed := passed_over(request.inputs, request.output):
         talk.print(passed)
-    raise_failures(failures, len(jobs), place.path)
+    raise_failures(failures, len(jobs), "picture", place.path)
 
 
 def _jobs(request: FaceRequest) -> list[FaceJob]:
@@ -106,8 +106,8 @@ def _jobs(request: FaceRequest) -> list[FaceJob]:
         faces = request.run.faces / below if request.run.faces is not None else None
         found = None if known is None else tuple(boxes_of(known, job.source))
         asked.append(FaceJob(job.source, job.target, None, found, _sheet(request, job, len(jobs), below), faces))
-    check_names((job.source, job.sheet) for job in asked if job.sheet is not None)
-    check_names((job.source, job.faces / job.source.stem) for job in asked if job.faces is not None)
+    check_distinct((job.source, job.sheet) for job in asked if job.sheet is not None)
+    check_distinct((job.source, job.faces / job.source.stem) for job in asked if job.faces is not None)
     return asked
 
 
@@ -175,7 +175,7 @@ def load(request: FaceRequest, talk: Console) -> RestorationNetwork:
     with progress_on(talk) as progress:
         found, _ = _find(request.source, None, progress)
         network = build(found, device=request.device, precision=request.precision)
-    FACE.check_card(network.card, shown(Path(request.source)))
+    FACE.check_card(network.card, printable(Path(request.source)))
     if network.card.channels != 3 or network.card.outputs != 1:
         raise RequestError(
             f"{network.card.title} takes {network.card.channels} channels and gives {network.card.outputs} pictures.",
@@ -199,7 +199,7 @@ def _enlarger(request: FaceRequest, talk: Console) -> RestorationNetwork:
     with progress_on(talk) as progress:
         found, _ = _find(source, scale, progress)
         network = build(found, scale=scale, device=request.device, precision=request.precision)
-    SR.check_card(network.card, shown(Path(source)))
+    SR.check_card(network.card, printable(Path(source)))
     return network
 
 
@@ -247,7 +247,7 @@ def _plan_all(request: FaceRequest, network: RestorationNetwork, jobs: list[Face
             plan = plan_faces(network, job.source, request.run, job.known)
         except HybridError as error:
             failures.append((job, error))
-            tell(failures[-1], talk, many=len(jobs) > 1)
+            tell_failure(failures[-1], talk, several=len(jobs) > 1)
             continue
         if request.json:
             facts = {"input": str(job.source), "output": str(job.target)} | plan.to_dict()

@@ -12,22 +12,22 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import Progress
 
-from hybrid.batch.names import check_names
+from hybrid.batch.names import check_distinct
 from hybrid.batch.options import BatchOptions
 from hybrid.batch.place import Place
-from hybrid.console import progress_on
+from hybrid.batch.telling import Failure, raise_failures, tell_failure
+from hybrid.console import printable, progress_on
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError, RequestError, ResourceError, WeightsError
 from hybrid.memory import parse_size
 from hybrid.remote import Mirror
 from hybrid.weights.find import Resolved, Store, resolve
-from restore.cli.report import Failure, raise_failures, tell
 from restore.images import SaveOptions, probe
 from restore.loading import build, catalogue, find_weights
 from restore.models.base import RestorationNetwork
 from restore.restoration.batch import settings_of
 from restore.restoration.ensemble import SelfEnsemble
-from restore.restoration.inputs import Job, check_format, check_name, keep_inputs, plan_jobs, shown
+from restore.restoration.inputs import Job, check_format, check_name, keep_inputs, plan_jobs
 from restore.restoration.one_output import Selection
 from restore.restoration.planes import check_channels
 from restore.restoration.run import RunSettings, check_size, check_target
@@ -140,8 +140,8 @@ def check_targets(jobs: list[Job], settings: RunSettings, talk: Console, *, outp
         else:
             return
     for failure in failures:
-        tell(failure, talk, many=len(jobs) > 1)
-    raise_failures(failures, len(jobs))
+        tell_failure(failure, talk, several=len(jobs) > 1)
+    raise_failures(failures, len(jobs), "picture")
 
 
 def keep_apart(jobs: list[Job], settings: RunSettings, outputs: int) -> None:
@@ -160,7 +160,7 @@ def keep_apart(jobs: list[Job], settings: RunSettings, outputs: int) -> None:
                     f"What belongs to {job.source} and to {seen[path]} would both be written to {path}.",
                     hint="Choose another --output or --uncertainty, or run them separately.",
                 )
-    check_names((source, path) for path, source in seen.items())
+    check_distinct((source, path) for path, source in seen.items())
 
 
 def load(request: Request, scales: tuple[int | None, ...], talk: Console, *, work: int | None = None) -> Loaded:
@@ -176,7 +176,7 @@ def load(request: Request, scales: tuple[int | None, ...], talk: Console, *, wor
     with progress_on(talk) as progress:
         scale, (found, stand_in) = _find(request.source, scales, progress, download=not request.plan_only)
         network = build(found, scale=scale, device=request.device, precision=request.precision, work=work)
-    request.command.check_card(network.card, shown(Path(request.source)))
+    request.command.check_card(network.card, printable(Path(request.source)))
     check_channels(network.card)
     request.selection.check(network.card)
     if stand_in:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hybrid.batch.place import open_place, output_folder
+from hybrid.batch.telling import raise_failures
 from hybrid.console import messages
 from hybrid.errors import RequestError
 from hybrid.remote import Mirror, localised
 from restore.cli.batch import work
-from restore.cli.report import raise_failures
 from restore.cli.road import Request, check_inputs, check_targets, load, name_outputs, work_of
 from restore.restoration.inputs import SUFFIXES
 from restore.restoration.one_output import Main
@@ -41,7 +41,7 @@ def _run(request: Request, mirror: Mirror | None) -> None:
         failures = work(request, settings, loaded, jobs, talk, many=len(jobs) > 1, place=place)
     if passed := passed_over(request.inputs, request.output):
         talk.print(passed)
-    raise_failures(failures, len(jobs), place.path)
+    raise_failures(failures, len(jobs), "picture", place.path)
 
 
 def asked_main(text: str) -> Main:

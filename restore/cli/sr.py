@@ -9,19 +9,19 @@ from pathlib import Path
 from rich.console import Console
 
 from hybrid.batch.place import Place, open_place, output_folder
-from hybrid.console import messages
+from hybrid.batch.telling import Failure, raise_failures
+from hybrid.console import messages, printable
 from hybrid.devices import choose_device
 from hybrid.errors import HybridError
 from hybrid.remote import Mirror, localised
 from hybrid.weights.find import Store
 from restore.cli.batch import work
-from restore.cli.report import Failure, raise_failures
 from restore.cli.road import Loaded, Request, check_inputs, check_targets, load, name_outputs, work_of
 from restore.images import probe
 from restore.loading import catalogue
 from restore.restoration.choice import AUTO, choose_model
 from restore.restoration.final_size import FinalSize, suitable_scales
-from restore.restoration.inputs import SUFFIXES, Job, shown
+from restore.restoration.inputs import SUFFIXES, Job
 from restore.restoration.passed_over import passed_over
 from restore.restoration.run import RunSettings
 
@@ -73,7 +73,7 @@ def _run(request: Request, asked: Enlargement, mirror: Mirror | None) -> None:
             failures += _work(request, asked, settings, network, group, talk, many=len(jobs) > 1, place=place)
     if passed := passed_over(request.inputs, request.output):
         talk.print(passed)
-    raise_failures(failures, len(jobs), place.path)
+    raise_failures(failures, len(jobs), "picture", place.path)
 
 
 def choose(request: Request, asked: Enlargement, inputs: list[Job], talk: Console) -> str:
@@ -128,7 +128,7 @@ def _work(
     settings = settings_at(scale, asked, settings)
     if asked.scale is not None and asked.scale != scale:
         talk.print(
-            f"{shown(Path(request.source))} has no network for scale {asked.scale}: the one for scale {scale} "
+            f"{printable(Path(request.source))} has no network for scale {asked.scale}: the one for scale {scale} "
             f"runs, and its result is resized.",
             style="yellow",
         )

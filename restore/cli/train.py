@@ -22,7 +22,10 @@ def train(
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Train a network by a recipe; a stopped training goes on from its last checkpoint in the output folder."""
+    """Train a network by a recipe; a stopped training goes on from its last checkpoint in the output folder.
+
+    `restore train compare` trains one network with several mixers and compares them; it has options of its own.
+    """
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 

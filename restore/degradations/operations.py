@@ -228,6 +228,11 @@ class Compression:
     chroma: Chroma = "4:2:0"
 
     def apply(self, image: Pixels) -> Pixels:
+        """Return what the file holds, (H, W, 3) float32.
+
+        Raises:
+            RequestError: The format takes no picture of so many pixels along a side.
+        """
         picture = pyvips.Image.new_from_array(round_to_uint8(image * 255)).copy(interpretation="srgb")
         try:
             if self.format == "jpeg":

@@ -170,6 +170,11 @@ def _blur(sigma: tuple[float, float], probability: float = 1.0) -> OneOf:
 
 
 def to_float(image: NDArray) -> Pixels:
+    """(H, W, 3) uint8, or float32 in [0, 1], as float32 in [0, 1].
+
+    Raises:
+        RequestError: It is neither.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype not in (np.uint8, np.float32):
         raise RequestError(
             f"Cannot degrade {image.dtype} values of shape {image.shape}.", hint="Give (H, W, 3) as uint8, or float32 in [0, 1]."

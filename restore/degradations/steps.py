@@ -25,6 +25,7 @@ Value = TypeVar("Value", int, float)
 
 
 def ordered(values: tuple[Value, Value]) -> tuple[Value, Value]:
+    """The two ends of a range. Raises ValueError if the lower one exceeds the upper one."""
     if values[0] > values[1]:
         raise ValueError(f"the lower end {values[0]:g} exceeds the upper end {values[1]:g}")
     return values

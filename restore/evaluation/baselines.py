@@ -1,6 +1,7 @@
 """Classical methods for the tables: the degraded picture itself, scikit-image's denoisers and deconvolutions, BM3D, and
 re-application of JPEG. They are told what a user seldom knows: the strength of the noise, the kernel, the quality.
 
+All take a case and give ``(H, W, C)`` floats in [0, 1], but for what noise and rounding leave outside.
 Free numbers of a method were chosen once, on the pictures of `mini`, for the best mean PSNR; see each function.
 """
 
@@ -155,6 +156,9 @@ def shifted_jpeg(case: RestorationCase) -> NDArray:
     """The mean over 8 x 8 shifts of the picture compressed once more at the same quality: blocks fall elsewhere each time.
 
     A. Nosratinia, "Enhancement of JPEG-compressed images by re-application of JPEG", Journal of VLSI Signal Processing 27, 2001.
+
+    Raises:
+        RequestError: The case does not say its quality.
     """
     if case.quality is None:
         raise RequestError("Re-application of JPEG needs the quality.", hint="Choose a set whose JPEG is made.")

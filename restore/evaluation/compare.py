@@ -42,6 +42,9 @@ class Region:
     def parse(cls, text: str) -> Region:
         """Read ``x,y,w,h``.
 
+        Raises:
+            RequestError: It is not of that form, or holds no pixel.
+
         >>> Region.parse("10,20,64,48")
         Region(x=10, y=20, width=64, height=48)
         """

@@ -146,11 +146,11 @@ class TestSet(ABC):
 
     @abstractmethod
     def score(self, name: str, result: NDArray, case: Any, method: Method) -> ImageScore:
-        """Score one result. Raises OutputError if it is no picture of the case's size and type."""
+        """Score one result, (H, W, C). Raises OutputError if it is no picture of the case's size and type."""
 
     @abstractmethod
     def as_file(self, result: NDArray) -> Picture:
-        """A result as it is kept: uint8."""
+        """A result (H, W, C) as it is kept: uint8."""
 
     @abstractmethod
     def shown(self, case: Any) -> tuple[Picture, Picture]:
@@ -169,7 +169,7 @@ class TestSet(ABC):
         """Name, protocol and layout as plain values."""
 
     def keep(self, output: Path, method: Method, index: int, case: Any, result: NDArray) -> None:
-        """Write what is kept of a result."""
+        """Write what is kept of a result, (H, W, C)."""
         write_png(self.path(output, method.name, self.names[index]), self.as_file(result))
 
     def path(self, output: Path, method: str, image: str) -> Path:
@@ -206,18 +206,22 @@ class Row:
 
     @property
     def failures(self) -> tuple[ImageScore, ...]:
+        """Pictures without a score."""
         return tuple(score for score in self.scores if score.error is not None)
 
     @property
     def psnr(self) -> float | None:
+        """Mean in dB; None as soon as one picture failed."""
         return self._mean([score.psnr for score in self.scores])
 
     @property
     def ssim(self) -> float | None:
+        """Mean; None as soon as one picture failed."""
         return self._mean([score.ssim for score in self.scores])
 
     @property
     def psnr_b(self) -> float | None:
+        """Mean in dB, where it was scored; None as soon as one picture failed."""
         return self._mean([score.psnr_b for score in self.scores])
 
     @property
@@ -244,15 +248,12 @@ class Benchmark:
 
     @property
     def exit_code(self) -> int:
+        """1 if a picture has no score, else 0."""
         return 1 if self.failures else 0
 
 
 def check_names(sets: Sequence[str], methods: Sequence[Method], reserved: str | None = None) -> None:
-    """Refuse an empty benchmark and names that would share a row or a folder.
-
-    Raises:
-        RequestError: There is nothing to do, or a name is given twice.
-    """
+    """Raises RequestError for a benchmark without anything to do, and for names that would share a row or a folder."""
     if not sets or not methods:
         raise RequestError("A benchmark needs at least one data set and one method.")
     kept = [] if reserved is None else [reserved]
@@ -339,7 +340,7 @@ def run_benchmark(
 
 
 def as_rgb(picture: Picture) -> Picture:
-    """A grey picture as three equal channels; colour as it is."""
+    """A grey picture (H, W, 1) as three equal channels; colour as it is."""
     return np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
 
 

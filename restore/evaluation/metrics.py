@@ -36,6 +36,9 @@ def rgb_to_y(image: NDArray, *, rounded: bool = False) -> NDArray:
     Returns:
         ``(H, W)`` float64, or uint8 if `rounded`.
 
+    Raises:
+        RequestError: The picture has other axes, or no three channels.
+
     >>> rgb_to_y(np.full((1, 1, 3), 255, np.uint8), rounded=True)
     array([[235]], dtype=uint8)
     """

@@ -67,10 +67,12 @@ class RestorationTest(TestSet):
 
     @property
     def base(self) -> str:  # type: ignore[override]
+        """Title of what the sheet shows as the starting point, by the task."""
         return BASES[self.spec.task]
 
     @property
     def base_method(self) -> str:  # type: ignore[override]
+        """The method that returns its input."""
         return self.base.lower()
 
     @property

@@ -110,7 +110,7 @@ def detect_faces(
 
 
 def landmarks_in(picture: NDArray[np.float32], box: tuple[float, float, float, float], device: str = "cpu") -> Face | None:
-    """The face in a box that is known, with its landmarks; None where YuNet sees none there."""
+    """The face in a box (x0, y0, x1, y1) of a picture (H, W, 3), with its landmarks; None where YuNet sees none there."""
     row = np.zeros((1, COLUMNS))
     row[0, :4] = np.asarray(box) + 0.5
     agreed = second_look(picture, row, device)
@@ -181,7 +181,7 @@ def _seen(
 
 
 def distinct(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows (N, 5 or more; box first, score last) without those that show a face of a better score again, the best first."""
+    """Rows (N, 5 + n), box first and score last, without those that show a face of a better score again; the best first."""
     rows = rows[np.argsort(-rows[:, -1], kind="stable")]
     kept: list[int] = []
     for index, row in enumerate(rows):
@@ -191,7 +191,7 @@ def distinct(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def face_of(row: NDArray[np.float64]) -> Face:
-    """A row of YuNet as a face: centres of pixels at integers."""
+    """A row (15,) of YuNet as a face: centres of pixels at integers."""
     return Face(_box(row), row[4:14].reshape(5, 2) - 0.5, float(row[-1]))
 
 

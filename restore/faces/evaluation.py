@@ -99,6 +99,7 @@ class FacePlan:
 
     @property
     def runs(self) -> int:
+        """Number of faces to be restored."""
         return len(self.found.items) * sum(method.run is not None for method in self.methods)
 
     def read(self, index: int) -> FaceCase:
@@ -122,6 +123,7 @@ class FaceBenchmark:
 
     @property
     def exit_code(self) -> int:
+        """1 if a face has no score, else 0."""
         return int(any(score.error for row in self.rows for score in row.scores))
 
 

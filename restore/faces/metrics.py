@@ -83,7 +83,11 @@ class FeatureStatistics:
 
 
 def feature_statistics(features: NDArray) -> FeatureStatistics:
-    """Statistics of features (N, D), N at least 2; the covariance divides by N - 1."""
+    """Statistics of features (N, D), N at least 2; the covariance divides by N - 1.
+
+    Raises:
+        RequestError: They are of fewer than two pictures.
+    """
     if features.ndim != 2 or len(features) < 2:
         raise RequestError(f"FID needs at least two pictures, not features of shape {features.shape}.")
     values = features.astype(np.float64)

@@ -42,7 +42,7 @@ class PerceptualDistance(nn.Module):
         return torch.stack([((a - b).square().movedim(1, -1) @ head).mean((1, 2)) for a, b, head in pairs]).sum(0)
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """The last map of each level, each place a unit vector."""
+        """The last map (B, C, h, w) of each level of (B, 3, H, W), each place a unit vector."""
         x = (x - x.new_tensor(_MEAN).view(3, 1, 1)) / x.new_tensor(_SPREAD).view(3, 1, 1)
         found, layers = [], iter(self.features.values())
         for level, depth in enumerate(VGG_DEPTHS):

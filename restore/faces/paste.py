@@ -90,7 +90,7 @@ def paste(
 
 
 def keeps_detail(matrix: NDArray[np.float64]) -> bool:
-    """Whether the picture shows the face in more pixels than the network sees."""
+    """Whether the picture shows the face in more pixels than the network sees, by the (2, 3) matrix from picture to face."""
     return scale_of(matrix) < 1
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hybrid.console import format_duration
 from restore.faces.detection import Face, detect_faces
 from restore.faces.files import FaceRun
 from restore.faces.restoration import chosen_faces, face_size, unit_colours
 from restore.images import read_picture
 from restore.models.base import RestorationNetwork
 from restore.restoration.final_size import FinalSize
-from restore.restoration.plan import format_duration
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from hybrid.errors import RequestError
+from hybrid.families import created
 from hybrid.plain_yaml import read_yaml
 from hybrid.training.loop import Task, TrainSettings, train
 from hybrid.training.recipes import NetworkPart, Part, read_recipe
@@ -138,10 +139,7 @@ def _create(recipe: FaceRecipe) -> RestorationNetwork:
     name, options = recipe.network.family, recipe.network.options
     if name not in MODULES:
         raise RequestError(f"There is no family {name!r}.", hint=f"Choose one of {', '.join(MODULES)}.")
-    try:
-        network = family(name).create(**options)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"The network options do not fit: {error}.", hint="Correct `network.options`.") from error
+    network = created(family(name), options)
     edges = {recipe.data.size, recipe.data.crop or recipe.data.size}
     if network.card.scale != 1 or any(edge % network.card.multiple for edge in edges):
         raise RequestError(

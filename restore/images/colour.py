@@ -32,7 +32,7 @@ def rgb_to_ycbcr(rgb: Tensor) -> Tensor:
 
 
 def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:
-    """The inverse of `rgb_to_ycbcr`; not clamped."""
+    """The inverse of `rgb_to_ycbcr`, (B, 3, H, W); not clamped."""
     inverse = np.linalg.inv(_TO_YCBCR)
     return _mix(ycbcr, inverse, -inverse @ _OFFSET)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hybrid.errors import OutputError, RequestError
 from restore.images.deidentification import deidentified
+from restore.images.iptc import for_format
 from restore.images.metadata import PictureMetadata, add_record, profile_channels
 
 SUFFIXES = {
@@ -216,4 +217,7 @@ def _carried(
     if iptc and file_format not in ("jpeg", "tiff"):
         iptc = None
         notes.append(f"{name} carries no IPTC block: it was left out.")
+    elif iptc:
+        iptc = for_format(iptc, file_format)
+        notes += [] if iptc else ["The IPTC block is damaged and was left out."]
     return replace(metadata, icc=icc, exif=exif, xmp=xmp, iptc=iptc), notes

@@ -29,7 +29,7 @@ PNG_DEFAULT_DENSITY = 2.834  # px/mm: what libvips reports for a PNG that tells 
 PNG_KEYWORDS = {
     "Title", "Author", "Description", "Copyright", "Creation Time", "Software", "Disclaimer", "Warning", "Source", "Comment",
 }  # fmt: skip
-"""Keywords of texts that the format knows (PNG, third edition, 11.3.3.1); any other might itself be a name, and is not repeated."""
+"""Keywords that the format knows (PNG, third edition, 11.3.3.1); any other might itself be a name, and is not repeated."""
 
 # libvips remembers operations by file name: a file that changed between two calls would be read as it was before.
 pyvips.cache_set_max(0)
@@ -92,7 +92,11 @@ def check_pixels(info: PictureInfo, max_pixels: int) -> None:
 
 
 def open_image(path: Path, access: Literal["sequential", "random"] = "sequential") -> tuple[pyvips.Image, str]:
-    """The lazily opened picture and its format; the loader follows from the content, so that no other one can run."""
+    """The lazily opened picture and its format; the loader follows from the content, so that no other one can run.
+
+    Raises:
+        InputError: There is no such file, or it is no picture of a format that is read.
+    """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for, a device never ends
             raise InputError(f"{path} is a pipe or device, not a file.", hint=READABLE)
@@ -157,7 +161,11 @@ def cmyk_to_srgb(image: pyvips.Image, info: PictureInfo) -> pyvips.Image:
 
 
 def info_of(path: Path, image: pyvips.Image, file_format: str) -> PictureInfo:
-    """Header facts, or InputError for samples and colour spaces that are not carried."""
+    """Header facts.
+
+    Raises:
+        InputError: The samples or the colour space are not carried.
+    """
     if image.format not in DTYPES:
         raise InputError(f"{path} holds {image.format} samples.", hint="Save it with 8-bit, 16-bit or float32 samples.")
     alpha = bool(image.hasalpha())
@@ -282,7 +290,7 @@ def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def whole_range(stored: np.ndarray, bits: int) -> np.ndarray:
-    """10- and 12-bit AVIF samples, which libvips puts in the upper bits, spread so that white is 65535."""
+    """10- and 12-bit AVIF samples of any shape, which libvips puts in the upper bits, spread so that white is 65535."""
     most = 2**bits - 1
     samples = (stored >> (16 - bits)).astype(np.uint32)
     return ((samples * 65535 + most // 2) // most).astype(np.uint16)

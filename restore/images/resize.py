@@ -65,6 +65,9 @@ def downscale(image: NDArray[np.uint8], factor: int, mode: Mode = "uint8") -> ND
         image: ``(H, W)`` or ``(H, W, C)`` uint8; crop it first with `mod_crop`.
         factor: Input pixels per output pixel, an integer of at least 1.
         mode: See `imresize`.
+
+    Raises:
+        RequestError: The factor is no whole number, or the picture or mode is none that `imresize` takes.
     """
     if factor < 1 or factor != int(factor):
         raise RequestError(f"Cannot shrink by the factor {factor}.", hint="Give a whole number of at least 1.")
@@ -73,6 +76,9 @@ def downscale(image: NDArray[np.uint8], factor: int, mode: Mode = "uint8") -> ND
 
 def mod_crop(image: NDArray, multiple: int) -> NDArray:
     """Cut bottom and right so that height and width are multiples of `multiple`; a view of the input.
+
+    Raises:
+        RequestError: The picture is smaller than `multiple`.
 
     >>> mod_crop(np.zeros((9, 14, 3)), 4).shape
     (8, 12, 3)
@@ -87,7 +93,7 @@ def mod_crop(image: NDArray, multiple: int) -> NDArray:
 
 
 def round_to_uint8(values: NDArray) -> NDArray[np.uint8]:
-    """Round to the nearest integer, halves up as MATLAB does (NumPy rounds halves to even), and clip to 0..255."""
+    """Values of any shape to the nearest integer, halves up as MATLAB does (NumPy rounds them to even), clipped to 0..255."""
     return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
 
 

@@ -96,10 +96,12 @@ class StripFiles:
         self._files = [RowFiles(folder, f"strip-{row}", width, planes, "float32") for row in range(plan.grid[0])]
 
     def read(self, row: int, left: int, right: int) -> Tensor:
+        """Columns of what is handed to `row` of tiles, (planes, h, right - left) float32."""
         block = self._files[row].read(slice(0, self._heights[row]), slice(left, right))
         return torch.from_numpy(block.astype(np.float32, copy=False)).permute(2, 0, 1)
 
     def write(self, row: int, left: int, block: Tensor) -> None:
+        """Keep (planes, h, w) of what `row` of tiles hands on, from column `left`."""
         self._files[row].write(0, left, block.permute(1, 2, 0).numpy())
 
     def sync(self, row: int) -> None:

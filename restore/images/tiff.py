@@ -23,6 +23,7 @@ PHOTOMETRIC, PALETTE = 262, 3
 TILE_WIDTH = 322
 EXIF_POINTER, GPS_POINTER, INTEROPERABILITY_POINTER = 0x8769, 0x8825, 0xA005
 PIXEL_X, PIXEL_Y = 0xA002, 0xA003
+IPTC = 33723
 # Description, make, model, software, date, artist, copyright, the five Windows texts: nothing about the pixels' layout.
 DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, *range(0x9C9B, 0x9CA0)}
 DAMAGE = (struct.error, ValueError, OverflowError)
@@ -53,14 +54,17 @@ class Layout:
 
     @property
     def count(self) -> struct.Struct:
+        """The number of entries before a directory."""
         return struct.Struct(self.order + ("Q" if self.big else "H"))
 
     @property
     def record(self) -> struct.Struct:
+        """An entry: tag, type, number of values, and the values or their place."""
         return struct.Struct(self.order + ("HHQ8s" if self.big else "HHI4s"))
 
     @property
     def offset(self) -> struct.Struct:
+        """A place in the file."""
         return struct.Struct(self.order + ("Q" if self.big else "I"))
 
 
@@ -96,8 +100,8 @@ def exif_from_tiff(path: Path) -> bytes | None:
     return _pack_exif(*parts) if any(parts) else None
 
 
-def attach_exif(path: Path, exif: bytes, width: int, height: int) -> None:
-    """Add an EXIF block's tags to a little-endian, one-page TIFF file by a new directory at its end.
+def attach_blocks(path: Path, exif: bytes | None, iptc: bytes | None, width: int, height: int) -> None:
+    """Add an EXIF block's tags and an IPTC block to a little-endian, one-page TIFF file by a new directory at its end.
 
     Values move, so maker notes that count their offsets from the start of the block cannot be read on by all programs.
 
@@ -105,10 +109,12 @@ def attach_exif(path: Path, exif: bytes, width: int, height: int) -> None:
         ValueError: The block or the file is damaged.
         OSError: The file cannot be written.
     """
-    parts = exif_directories(exif, width, height)
+    main, details, places = exif_directories(exif, width, height) if exif else ({}, {}, {})
+    if iptc:
+        main = main | {IPTC: Entry(UNDEFINED, len(iptc), iptc)}
     try:
         with path.open("r+b") as file:
-            _append(file, *parts)
+            _append(file, main, details, places)
     except (struct.error, OverflowError) as error:
         raise ValueError("The file is damaged.") from error
 
@@ -133,7 +139,7 @@ def exif_directories(exif: bytes, width: int, height: int) -> tuple[Directory, D
 
 
 def numbers(kind: int, values: Sequence[int] | np.ndarray) -> Entry:
-    """A value of a directory that holds unsigned integers."""
+    """A value of a directory that holds unsigned integers, (n,)."""
     return Entry(kind, len(values), np.asarray(values, f"<u{SIZES[kind]}").tobytes())
 
 

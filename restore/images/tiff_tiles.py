@@ -19,6 +19,7 @@ from restore.images.metadata import PictureMetadata
 from restore.images.plan import OutputPlan
 from restore.images.tiff import (
     BYTE,
+    IPTC,
     LONG,
     LONG8,
     PHOTOMETRIC,
@@ -38,7 +39,7 @@ TILE = 256
 """Edge of a tile: what map and slide viewers are used to, and a multiple of 16, as the format asks for."""
 LEVEL = 6  # of zlib
 HEADER = len(big_header(0))
-XMP, IPTC, ICC = 700, 33723, 34675
+XMP, ICC = 700, 34675
 
 
 class TiledTiff:

@@ -9,7 +9,7 @@ _FULL = {"uint8": 255, "uint16": 65535}
 
 
 def to_unit(array: np.ndarray) -> np.ndarray:
-    """Stored values to float32: integers from their whole range to [0, 1], floats untouched.
+    """Stored values of any shape to float32: integers from their whole range to [0, 1], floats untouched.
 
     >>> to_unit(np.array([0, 51, 255], dtype=np.uint8)).tolist()
     [0.0, 0.20000000298023224, 1.0]

@@ -15,7 +15,7 @@ from hybrid.errors import OutputError
 from restore.images.metadata import Picture, PictureMetadata
 from restore.images.plan import OutputPlan, SaveOptions, check_output, plan_output
 from restore.images.png import remove_chunk
-from restore.images.tiff import attach_exif, scratch_header
+from restore.images.tiff import attach_blocks, scratch_header
 from restore.images.values import from_unit, to_unit
 
 ENCODERS = {"png": "pngsave", "jpeg": "jpegsave", "tiff": "tiffsave", "webp": "webpsave", "avif": "heifsave"}
@@ -212,19 +212,20 @@ def _encode(scratch: Path, result: Path, plan: OutputPlan, options: SaveOptions)
         depth = 16 if plan.dtype == "uint16" else 8
         how = {"input_profile": "srgb", "intent": "relative", "black_point_compensation": True, "depth": depth}
         image = image.icc_transform(str(profile), **how).copy()
-    blocks = {"icc-profile-data": metadata.icc, "exif-data": metadata.exif, "xmp-data": metadata.xmp, "iptc-data": metadata.iptc}
+    iptc = metadata.iptc if plan.format != "tiff" else None  # of which libvips (8.18) writes a quarter
+    blocks = {"icc-profile-data": metadata.icc, "exif-data": metadata.exif, "xmp-data": metadata.xmp, "iptc-data": iptc}
     for field, block in blocks.items():
         if block is not None:
             image.set_type(pyvips.GValue.blob_type, field, block)
     image.set_type(pyvips.GValue.gint_type, "orientation", 1)
-    keep = ["icc"] * bool(metadata.icc or plan.cmyk) + ["xmp"] * bool(metadata.xmp) + ["iptc"] * bool(metadata.iptc)
+    keep = ["icc"] * bool(metadata.icc or plan.cmyk) + ["xmp"] * bool(metadata.xmp) + ["iptc"] * bool(iptc)
     if plan.format != "tiff" and (metadata.exif or (metadata.dpi and plan.format != "png")):
         keep.append("exif")  # where libvips puts the resolution, too
     pyvips.Operation.call(ENCODERS[plan.format], image, str(result), keep="|".join(keep) or "none", **_settings(plan, options))
     if plan.format == "png" and metadata.dpi is None:
         remove_chunk(result, b"pHYs")  # libvips always writes a resolution, and none is known
-    if plan.format == "tiff" and metadata.exif:
-        attach_exif(result, metadata.exif, plan.width, plan.height)
+    if plan.format == "tiff" and (metadata.exif or metadata.iptc):
+        attach_blocks(result, metadata.exif, metadata.iptc, plan.width, plan.height)
 
 
 def _interpretation(plan: OutputPlan) -> str:

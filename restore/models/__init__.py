@@ -21,6 +21,7 @@ MODULES = {
     "mirnet": "restore.models.mirnet",
     "restore_rwkv": "restore.models.restore_rwkv",
     "restoreformer": "restore.models.restoreformer",
+    "mixer": "restore.models.mixer_net",
 }
 """Family name to the module that holds its `FAMILY`."""
 

@@ -85,12 +85,27 @@ class RestorationNetwork(families.Network):
         return _cropped(y, height, width)
 
     def result(self, x: Tensor) -> Tensor:
-        """What `forward` gives, and of a list of stages the one that is the result."""
+        """What `forward` gives, (B, ..., C', H * scale, W * scale), and of a list of stages the one that is the result."""
         y: Tensor | list[Tensor] = self(x)
         if isinstance(y, list):
             assert self.card.result is not None
             return y[self.card.result]
         return y
+
+    def mirrored(self, x: Tensor) -> Tensor:
+        """What `result` gives of a picture that goes on as its mirror image to the next multiple.
+
+        Where the published inference goes on with zeros (NAFNet, MIRNet), these darken the last rows and columns; a picture whose
+        sides are multiples, as those of the benchmarks, is the same by either.
+
+        Args:
+            x: (B, C, H, W), as of `forward`.
+
+        Returns:
+            (B, ..., C', H * scale, W * scale).
+        """
+        height, width = x.shape[-2] * self.card.scale, x.shape[-1] * self.card.scale
+        return self.result(pad_to_multiple(x, self.card.multiple))[..., :height, :width]
 
 
 def _cropped(y: Tensor, height: int, width: int) -> Tensor:

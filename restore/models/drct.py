@@ -24,11 +24,10 @@ from hybrid.blocks.resampling import in_strips, strip_rows, sub_pixel_stages
 from hybrid.blocks.swin import SwinBlock
 from hybrid.blocks.windows import group_rows
 from hybrid.cards import ModelCard
-from hybrid.errors import WeightsError
 from hybrid.initialisation import initialise_linears
 from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
-from restore.models.published import count_numbered, picture_mean
+from restore.models.published import count_numbered, picture_mean, refuse_absolute_positions
 
 BLOCKS = 5
 """Swin blocks of a group."""
@@ -245,11 +244,7 @@ def build(state: Mapping[str, Tensor], **options: Any) -> DRCT:
     Raises:
         WeightsError: The checkpoint uses an absolute position embedding, which works at one input size only.
     """
-    if "absolute_pos_embed" in state:
-        raise WeightsError(
-            "This DRCT was built with an absolute position embedding, which ties it to one input size.",
-            hint="Use a checkpoint without `absolute_pos_embed`; all published ones are.",
-        )
+    refuse_absolute_positions(state, "DRCT")
     return DRCT(replace(read_config(state), **options))
 
 

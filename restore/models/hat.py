@@ -22,11 +22,10 @@ from hybrid.blocks.feedforward import FeedForward, StochasticDepth
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows, sub_pixel_stages
 from hybrid.cards import ModelCard
-from hybrid.errors import WeightsError
 from hybrid.initialisation import initialise_linears
 from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
-from restore.models.published import count_numbered, picture_mean
+from restore.models.published import count_numbered, picture_mean, refuse_absolute_positions
 
 PUBLISHED_CONV_SCALE = 0.01
 TAIL_HALO = 4
@@ -275,11 +274,7 @@ def build(state: Mapping[str, Tensor], **options: Any) -> HAT:
     Raises:
         WeightsError: The checkpoint uses an absolute position embedding, which works at one input size only.
     """
-    if "absolute_pos_embed" in state:
-        raise WeightsError(
-            "This HAT was built with an absolute position embedding, which ties it to one input size.",
-            hint="Use a checkpoint without `absolute_pos_embed`; all published ones are.",
-        )
+    refuse_absolute_positions(state, "HAT")
     return HAT(replace(read_config(state), **options))
 
 

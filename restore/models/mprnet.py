@@ -262,7 +262,7 @@ def _card(config: MPRNetConfig, heads: Heads) -> ModelCard:
         activation_floats=round(1.1 * 14 * config.width),  # measured, at widths 16 and 32
         tasks=("deblurring", "denoising", "deraining"),
         result=0,
-        halved=True,
+        parts_follow_size=True,
     )
     return heads.on_card(card)
 

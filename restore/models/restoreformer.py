@@ -94,10 +94,12 @@ class RestoreFormerConfig:
 
     @property
     def kind(self) -> Variant:
+        """What tells the published networks apart."""
         return VARIANTS[self.variant]
 
     @property
     def heads(self) -> int:
+        """Heads of attention."""
         return self.num_heads or self.kind.num_heads
 
     @property
@@ -107,6 +109,7 @@ class RestoreFormerConfig:
 
     @property
     def decoder_attention(self) -> tuple[int, ...]:
+        """Levels of the decoder with attention, counted from 0."""
         return (min(self.attention) - 1, *self.attention) if self.kind.wider else tuple(self.attention)
 
 
@@ -145,6 +148,7 @@ class Level(nn.Module):
         self.resize = resize
 
     def forward(self, grid: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), and the encoder's map of that size where the level attends, to (B, C', H, W)."""
         for place, block in enumerate(self.blocks):
             grid = block(grid)
             if self.attentions:

@@ -11,8 +11,7 @@ from hybrid.batch.engine import Item, Made, Tell
 from hybrid.batch.journal import options_digest
 from hybrid.batch.place import name_below
 from hybrid.devices import set_threads
-from hybrid.errors import WeightsError
-from hybrid.loading import portable_source
+from hybrid.loading import check_same_weights, portable_source
 from hybrid.precision.check import Verdict
 from hybrid.records import record_path
 from restore.loading import build, find_weights
@@ -82,10 +81,7 @@ class PinnedWeights:
         """
         found, _ = find_weights(self.source, self.scale)
         network: RestorationNetwork = build(found, scale=self.scale, device=device, precision=self.precision)
-        if network.source is None or network.source.sha256 != self.sha256:
-            raise WeightsError(
-                f"The weights {found.path.name} are not the same on all machines.", hint="Put the same file on all of them."
-            )
+        check_same_weights(network, self.sha256)
         network.precision_verdict = self.verdict
         return network
 

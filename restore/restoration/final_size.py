@@ -45,6 +45,9 @@ class FinalSize:
     def parse(cls, text: str) -> FinalSize:
         """Read ``3840x2160``, ``3840x`` or ``x2160``.
 
+        Raises:
+            RequestError: It is not of that form.
+
         >>> FinalSize.parse("3840x")
         FinalSize(factor=None, width=3840, height=None)
         """

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
-from hybrid.batch.names import check_names
+from hybrid.batch.names import check_distinct
+from hybrid.console import printable
 from hybrid.errors import InputError, RequestError
 from restore.images import format_of
 
@@ -52,7 +53,7 @@ def plan_jobs(inputs: list[str], output: Path | None, *, tag: str, format: str |
     if several and output is not None and output.suffix.lower() in SUFFIXES and not output.is_dir():
         raise RequestError(f"{output} names a file, but there are {len(found)} inputs.", hint="Give --output a folder.")
     jobs = [Job(path, _target(path, root, output, several, tag, format)) for path, root in found]
-    check_names((job.source, job.target) for job in jobs)
+    check_distinct((job.source, job.target) for job in jobs)
     return jobs
 
 
@@ -89,13 +90,8 @@ def check_name(job: Job) -> None:
         InputError: The input's or the output's is such a name.
     """
     for path in (job.source, job.target):
-        if str(path) != shown(path):
-            raise InputError(f"The name {shown(path)} is not valid UTF-8.", hint="Rename the file or folder.")
-
-
-def shown(path: Path) -> str:
-    """A path as text that can be printed: each byte that is no UTF-8 as a question mark."""
-    return str(path).encode("utf-8", "replace").decode("utf-8")
+        if str(path) != printable(path):
+            raise InputError(f"The name {printable(path)} is not valid UTF-8.", hint="Rename the file or folder.")
 
 
 def _expand(text: str, output: Path | None) -> list[tuple[Path, Path | None]]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hybrid.batch.journal import JOURNAL
-from restore.restoration.inputs import SUFFIXES, shown
+from hybrid.console import printable
+from restore.restoration.inputs import SUFFIXES
 
 NAMED = 5
 
@@ -34,5 +35,5 @@ def _others(folder: Path, output: Path | None) -> list[str]:
         if own or record or path.name == JOURNAL or path.suffix.lower() in SUFFIXES or not path.is_file():
             continue
         if inside is None or inside == folder.resolve() or inside not in path.resolve().parents:
-            names.append(shown(Path(*parts)))
+            names.append(printable(Path(*parts)))
     return names

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hybrid.cards import ModelCard
+from hybrid.console import format_duration
 from hybrid.errors import InputError, ResourceError
 from hybrid.memory import activation_budget, available_bytes, format_size
 from hybrid.tiles.plan import BYTES_PER_FLOAT
@@ -212,9 +213,9 @@ def streamed_bytes(tiles: TilePlan) -> int:
 
 def tile_notes(card: ModelCard, tiles: TilePlan) -> tuple[str, ...]:
     """What is to be said of tiles that cannot give what the whole picture gives."""
-    if tiles.whole or not (card.global_context or card.halved):
+    if tiles.whole or not (card.global_context or card.parts_follow_size):
         return ()
-    why = "sees more of a picture than its tiles share" if card.global_context else "cuts a picture in halves"
+    why = "sees more of a picture than its tiles share" if card.global_context else "divides a picture by its size"
     return (f"{card.title} {why}: in tiles, the result differs a little from that of the whole picture.",)
 
 
@@ -254,18 +255,6 @@ def describe_plan(plan: FilePlan, info: PictureInfo, settings: RunSettings, per_
         f"{format_size(result_bytes(plan.tiles.scale, info, settings))} uncompressed; "
         f"about {format_duration(expected_seconds(plan.tiles, per_pixel))}"
     )
-
-
-def format_duration(seconds: float) -> str:
-    """A duration for people.
-
-    >>> format_duration(0.4), format_duration(75), format_duration(7300)
-    ('0.4 s', '1 min 15 s', '2 h 01 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def to_tensor(colour: np.ndarray, alpha: np.ndarray | None, low: float, high: float) -> Tensor:

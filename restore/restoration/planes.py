@@ -37,12 +37,12 @@ class AnyPlanes:
     def _colour(self, x: Tensor) -> Tensor:
         takes = self.network.card.channels
         if takes == x.shape[1]:
-            return self.network.result(x)
+            return self.network.mirrored(x)
         if takes == 3:
-            return self.network.result(x.expand(-1, 3, -1, -1)).mean(-3, keepdim=True)
+            return self.network.mirrored(x.expand(-1, 3, -1, -1)).mean(-3, keepdim=True)
         if self.network.card.luma:
-            return enlarge_by_luma(self.network.result, x, self.network.card.scale)
-        return self.network.result(x.transpose(0, 1)).transpose(0, -3)
+            return enlarge_by_luma(self.network.mirrored, x, self.network.card.scale)
+        return self.network.mirrored(x.transpose(0, 1)).transpose(0, -3)
 
     def _alpha(self, x: Tensor) -> Tensor:
         """Alpha is enlarged like a gray picture; where it is constant it stays so, exactly and at no cost.

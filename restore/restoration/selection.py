@@ -64,13 +64,21 @@ class Criterion:
 
 
 def agreement(observed: Array, outputs: Array) -> tuple[Array, float]:
-    """Mean squared distance of each output to the mean of all."""
+    """Mean squared distance of each output to the mean of all, (m,); arguments as of `reblur`."""
     distance = outputs - outputs.mean(0)
     return np.square(distance).mean((1, 2, 3)), float(observed[..., 0].size)
 
 
 def reblur(observed: Array, outputs: Array) -> tuple[Array, float]:
-    """How far what no blur of an output explains is from the input's noise, and the output's sparsity beside it."""
+    """How far what no blur of an output explains is from the input's noise, and the output's sparsity beside it.
+
+    Args:
+        observed: The input, (H, W, C) in [0, 1].
+        outputs: (m, H, W, C).
+
+    Returns:
+        (m,) scores, least the best, and the weight of this picture's or tile's scores in a mean.
+    """
     plane = observed.mean(-1)
     blurred = _gradients(plane)
     energy = float(np.square(_inner(blurred)).sum())

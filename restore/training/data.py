@@ -43,6 +43,9 @@ class PhotoCrops:
         margin: At scale 1, pixels around a crop that are degraded with it and cut off: what the degradation reaches, so
             that no crop shows the mirrored edge of another. Photographs themselves go on beyond their edge.
         rounded: Degraded pixels as a file of 8 bits holds them. Without, they are neither rounded nor clipped.
+
+    Raises:
+        InputError: No photograph is as large as a crop.
     """
 
     def __init__(
@@ -169,13 +172,17 @@ def _outputs(network: nn.Module, low: np.ndarray) -> torch.Tensor:
 
 
 def centre(photo: np.ndarray, crop: int) -> np.ndarray:
-    """The middle of a photograph, at most `crop` pixels along each side."""
+    """The middle (h, w, C) of a photograph (H, W, C), at most `crop` pixels along each side; a view."""
     top, left = ((side - min(side, crop)) // 2 for side in photo.shape[:2])
     return photo[top : top + crop, left : left + crop]
 
 
 def read_photos(files: Sequence[Path], scales: Sequence[float] = (1.0,)) -> list[np.ndarray]:
-    """Decode photographs to (H, W, 3) uint8, each once a scale."""
+    """Decode photographs to (H, W, 3) uint8, each once a scale.
+
+    Raises:
+        InputError: One cannot be read, or has more than 8 bits.
+    """
     photos = []
     for file in files:
         colour = read_picture(file).colour

@@ -1,7 +1,8 @@
 """Losses of networks with several outputs: the output nearest to the label counts, the others are left alone.
 
 S. Liu, P. Qiao, Y. Dou, "Multi-Outputs Is All You Need For Deblur", arXiv 2208.13029, with the error of each backbone. Axis
-letters: B batch, m outputs, C channels, H and W rows and columns.
+letters: B batch, m outputs, C channels, H and W rows and columns. Outputs are (B, m, C, H, W), or (B, C, H, W) of one; labels
+(B, C, H, W); both in [0, 1]. A loss is a scalar.
 
 The nearest output is looked for without a gradient, so that a training keeps what one output needs and not what m do.
 """

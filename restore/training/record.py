@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hybrid.loading import OPTIONS
 from hybrid.training.processes import is_first_process
 from hybrid.training.record import Curve, write_training
 from hybrid.weights.checkpoints import write_checkpoint
+from hybrid.weights.header import OPTIONS
 from restore.models import family
 from restore.models.base import RestorationNetwork
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from torch import nn
 
 from hybrid.errors import InputError, RequestError
-from hybrid.plain_yaml import read_yaml
+from hybrid.families import created
 from hybrid.training.loop import Task, TrainSettings, train
+from hybrid.training.recipes import read_recipe
 from hybrid.training.start import start_from
 from hybrid.weights.checkpoints import read_checkpoint
 from restore.degradations.pipeline import PRESETS, SAME_SIZE_PRESETS, Pipeline
@@ -118,18 +117,7 @@ def load_recipe(source: str | Path) -> Recipe:
     Raises:
         RequestError: No such recipe, or a field of it cannot be used; the message names each field.
     """
-    shipped = resources.files("restore") / "recipes"
-    path = Path(source)
-    try:
-        return Recipe.model_validate(read_yaml(shipped / f"{source}.yaml" if path.suffix == "" else path))
-    except OSError as error:
-        names = ", ".join(sorted(p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml")))
-        raise RequestError(f"There is no recipe {str(source)!r}.", hint=f"Give a YAML file or one of: {names}.") from error
-    except yaml.YAMLError as error:
-        raise RequestError(f"{path.name} is not YAML: {error}.", hint="Correct the file.") from error
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise RequestError(f"The recipe {path.name} cannot be used: {faults}.", hint="Correct these fields.") from error
+    return read_recipe(source, Recipe, "restore")
 
 
 def run(
@@ -164,11 +152,13 @@ def run(
             hint="Give the recipe's own folder, or a copy of the recipe with names of your photographs under data.validation.",
         )
     torch.manual_seed(recipe.training.seed)
-    try:
-        enlarging = {"scale": recipe.scale} if recipe.scale > 1 else {}  # the others have no such option
-        network = family(recipe.network.family).create(**enlarging, **recipe.network.options)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"The network options do not fit: {error}.", hint="Correct `network.options`.") from error
+    enlarging = {"scale": recipe.scale} if recipe.scale > 1 else {}  # the others have no such option
+    network = created(family(recipe.network.family), enlarging | recipe.network.options)
+    if network.card.scale != recipe.scale:
+        raise RequestError(
+            f"The network enlarges by {network.card.scale}, the recipe by {recipe.scale}.",
+            hint=f"Give `scale: {recipe.scale}` under `network.options`, or another family.",
+        )
     started = _begin(network, recipe.start_from) if recipe.start_from else {}
     training = [f for f in files if f not in held_out]
     degradation, data_part = recipe.degradation(), recipe.data

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import uvicorn
 
-from apps.app import AppContext
-from apps.serving.server import Settings, make_app
+from apps.server import Settings, make_app
+from apps.serving.context import AppContext
 
 PATIENCE = 60.0
 

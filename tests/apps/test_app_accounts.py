@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from apps.server import Settings
 from apps.serving.accounts import TRIES, Accounts, PasswordHash, Sessions, add_user
-from apps.serving.server import Settings
 from hybrid.errors import InputError, RequestError
 from tests.apps.served import Served, served
 from tests.command import restore

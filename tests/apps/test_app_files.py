@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.serving.server import Settings
+from apps.server import Settings
 from apps.serving.workspace import Limits, Workspace, Workspaces, new_root, serve
 from hybrid.errors import InputError, ResourceError
 from tests.apps.served import Served, Visitor, example, served

@@ -98,7 +98,7 @@ def _regions(folder: Path, first: Path) -> object:
 
 def _exif(folder: Path, first: Path) -> object:
     from restore.images.metadata import add_record, read_record, upright_exif, upright_xmp
-    from restore.images.tiff import attach_exif, exif_directories, exif_from_tiff, is_palette_tiff, is_tiled_tiff
+    from restore.images.tiff import attach_blocks, exif_directories, exif_from_tiff, is_palette_tiff, is_tiled_tiff
 
     data = first.read_bytes()
     told = exif_from_tiff(first), is_palette_tiff(first), is_tiled_tiff(first), upright_exif(data)
@@ -113,7 +113,7 @@ def _exif(folder: Path, first: Path) -> object:
         target = folder / "target"
         try:
             target.write_bytes(copy.getvalue())
-            attach_exif(target, block, 3, 4)
+            attach_blocks(target, block, None, 3, 4)
         finally:
             target.unlink()
     return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,10 @@ COUNTED = ".count"
 
 @dataclass
 class Capitals:
-    """Fails on texts with a question mark, dies of ``die`` while the file beside the input that says so is there."""
+    """Fails on texts with a question mark, dies of ``die`` while the file beside the input that says so is there.
+
+    Of ``wait`` it waits for something to be written into the pipe beside the input, for a minute at most.
+    """
 
     seen: list[str] = field(default_factory=list)
     before: Callable[[Path], None] = lambda source: None
@@ -42,6 +46,9 @@ class Capitals:
             os._exit(9)
         if text == "deadly":
             os._exit(9)
+        if text == "wait":
+            with source.with_suffix(".pipe").open("rb+", buffering=0) as pipe:
+                select.select([pipe], [], [], 60)
         tell.say(f"about {source.name}")
         tell.progress(1, 1)
         count = target.with_name(target.name + COUNTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,22 @@ def test_the_task_of_a_worker_that_dies_is_done_again(folder: Path, tmp_path: Pa
     assert len(said.made) == 6 and not said.errors and (tmp_path / "out" / "2.txt").read_text() == "DIE"
     assert statuses(tmp_path / "out")["2.txt"] == ("done", 2)
     assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_an_input_that_is_waited_for_holds_up_no_other(folder: Path, tmp_path: Path, engine: OnRay) -> None:
+    (folder / "2.txt").write_text("wait")
+    os.mkfifo(folder / "2.pipe")
+
+    class Releasing(Watching):
+        def done(self, item, made):  # type: ignore[no-untyped-def]
+            super().done(item, made)
+            if len(self.made) == 5:
+                (folder / "2.pipe").write_text("go on")
+
+    watching = Releasing()
+    with open_place(tmp_path / "out") as place:
+        run_batch(items_below(folder, tmp_path / "out"), engine, Batch(tmp_path / "out", place.journal, "w", "o"), watching)
+    assert len(watching.made) == 6 and list(watching.made)[-1] == "2.txt" and not watching.errors
 
 
 def test_an_input_that_kills_every_worker_fails_alone(folder: Path, tmp_path: Path, engine: OnRay) -> None:

@@ -76,8 +76,8 @@ def decide(network: Stub, cache: Path | None = None, work: int | None = None) ->
     ("error", "seconds", "expected", "why"),
     [
         (1e-4, 0.5, "bf16", "2.0 times as fast"),
-        (1e-4, 0.95, "float32", "not faster"),
-        (1e-4, 3.0, "float32", "not faster"),
+        (1e-4, 0.95, "float32", "too little time"),
+        (1e-4, 3.0, "float32", "too little time"),
         (0.02, 0.5, "float32", "too different"),  # 38 dB
         (float("nan"), 0.1, "float32", "not finite"),
     ],

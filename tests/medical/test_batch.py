@@ -103,3 +103,15 @@ def test_remote_scans(tmp_path: Path, weights: Path) -> None:
     assert said.code == 0, said.err
     assert set(files(tmp_path / "there")) == set(files(tmp_path / "here"))
     assert (tmp_path / "there/sub/a.nii.gz").read_bytes() == (tmp_path / "here/sub/a.nii.gz").read_bytes()
+
+
+def test_where_case_is_ignored_scans_that_become_one_are_refused(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("A.nii.gz", "a.nii.gz"):
+        scan(tmp_path / "in" / name)
+    monkeypatch.setattr("hybrid.batch.names._is_one_name", lambda folder, one, other: True)
+    for command in ("segment", "restore"):
+        said = medical(command, tmp_path / "in", "-o", tmp_path / "out", "--weights", weights)
+        assert said.code == 2 and "A.nii.gz and " in said.err and "Rename one of them" in said.err
+        assert not (tmp_path / "out").exists()

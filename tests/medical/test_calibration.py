@@ -18,15 +18,15 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from hybrid.errors import RequestError
+from medical.evaluation.calibration import CONFIDENCE, FOREGROUND, Bins, Calibration, Reliability, edges, table_rows, to_csv
+from medical.evaluation.calibration_plot import reliability_plot
+from medical.evaluation.calibration_run import Calibrating
 from medical.evaluation.engine import Target, plan_data_set, run_evaluation
 from medical.evaluation.network import Network
 from medical.evaluation.report import write_report
 from medical.loading import save_model
 from medical.models import family
 from medical.segmentation.run import SegmentSettings
-from medical.uncertainty.calibration import CONFIDENCE, FOREGROUND, Bins, Calibration, Reliability, edges, table_rows, to_csv
-from medical.uncertainty.calibration_plot import reliability_plot
-from medical.uncertainty.calibration_run import Calibrating
 from tests.command import medical
 from tests.medical.stubs import Stub, protocol, smooth
 from tests.medical.test_evaluation import described

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from hybrid.errors import OutputError
 from hybrid.records import sha256_file
+from medical.files.inputs import Job
 from medical.restoration.files import restore_file
 from medical.restoration.loading import load_restorer
 from medical.restoration.run import restore
 from medical.volumes import nifti_writing
-from medical.volumes.inputs import Job
 from medical.volumes.nifti_writing import Storage, write_scan
 from medical.volumes.volume import read_volume
 from tests.command import files, medical

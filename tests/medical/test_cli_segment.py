@@ -345,7 +345,7 @@ def test_a_failure_at_the_end_leaves_nothing(tmp_path: Path, weights: Path, monk
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("medical.segmentation.files.write_record", stop)
+    monkeypatch.setattr("medical.files.segment.write_record", stop)
     assert medical("segment", path, "--weights", weights, "-o", tmp_path / "out").code != 0
     assert files(tmp_path) == before
 

@@ -21,6 +21,7 @@ from tests.restore.parity import draw
 
 _SWIN = {"in_channels": 2, "out_channels": 3, "feature_size": 12, "depths": (2, 2), "num_heads": (2, 3), "window": 3}
 _CROSS_D = {"in_channels": 2, "out_channels": 3, "depths": (1, 2), "width": 8}
+_MIXER = {"out_channels": 3, "stem": 6, "depths": (2, 1), "mlp_width": 24}
 _CSWIN = {"out_channels": 3, "depths": (1, 2, 1), "split_size": (1, 2, 2)}
 _CSWIN_3D = {**_CSWIN, "patch": (2, 2, 2), "strides": ()}
 SMALL: dict[str, tuple[dict[str, Any], ...]] = {
@@ -55,6 +56,11 @@ SMALL: dict[str, tuple[dict[str, Any], ...]] = {
     "cross_d_unet": (
         {**_CROSS_D, "spatial_dims": 2},
         {**_CROSS_D, "spatial_dims": 3, "in_channels": 1},
+    ),
+    "mixer_unet": (
+        {**_MIXER, "spatial_dims": 2, "in_channels": 2, "mixer": "window", "embed_dim": 16},
+        {**_MIXER, "spatial_dims": 3, "in_channels": 1, "mixer": "window", "embed_dim": 12},
+        {**_MIXER, "spatial_dims": 3, "in_channels": 2, "mixer": "rwkv", "embed_dim": 12},
     ),
 }
 """Arguments of `FAMILY.create`."""

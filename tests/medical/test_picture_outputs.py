@@ -17,10 +17,10 @@ from skimage.measure import regionprops
 from hybrid.errors import InputError, OutputError, RequestError
 from hybrid.records import sha256_file
 from medical import load_model
+from medical.files.picture_outputs import output_names, write_page_probabilities
 from medical.loading import save_model
 from medical.models import family
 from medical.pictures.label_maps import read_label_picture, write_label_picture
-from medical.pictures.outputs import output_names, write_page_probabilities
 from medical.pictures.reading import PictureOrigin, read_picture_file
 from medical.pictures.statistics import picture_statistics
 from medical.results.overlay import overlay
@@ -148,7 +148,7 @@ def test_refusals(tmp_path: Path, weights: Path) -> None:
 
 def test_all_or_nothing(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.png")
-    monkeypatch.setattr("medical.pictures.outputs.write_overlay", lambda *_: (_ for _ in ()).throw(OutputError("disk full")))
+    monkeypatch.setattr("medical.files.picture_outputs.write_overlay", lambda *_: (_ for _ in ()).throw(OutputError("disk full")))
     said = run(tmp_path / "a.png", "--weights", weights)
     assert said.code != 0 and "disk full" in said.err and sorted(files(tmp_path)) == ["a.png"]
 

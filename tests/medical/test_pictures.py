@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 from pydicom import Dataset
 
 from hybrid.errors import InputError, RequestError, ResourceError
+from medical.files.inputs import read_scan
 from medical.pictures.reading import PictureOrigin, is_picture, read_picture_file
 from medical.segmentation.run import SegmentSettings, segment
 from medical.segmentation.sliding import plan_scan
-from medical.volumes.inputs import read_scan
 from medical.volumes.volume import Volume
 from tests.medical.dicom_stubs import pixels, private, save, slices_of
 from tests.medical.picture_stubs import convolution_2d, picture, protocol_2d, threshold, tissue

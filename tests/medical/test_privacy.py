@@ -17,18 +17,20 @@ import torch
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from hybrid.batch.journal import JOURNAL
 from hybrid.errors import RequestError
+from medical.dicom.deidentification import METHOD, Pseudonyms, deidentified
 from medical.dicom.volume import read_dicom
 from medical.loading import save_model
 from medical.models import family
 from medical.structures import Structure
-from medical.volumes.deidentification import METHOD, Pseudonyms, deidentified
 from medical.volumes.label_maps import write_labels
 from medical.volumes.volume import read_volume
 from tests.command import Said, medical
 from tests.medical.dicom_stubs import pixels, save, slices_of
 from tests.medical.restoration_stubs import save_nafnet
 from tests.medical.stubs import protocol
+from tests.medical.test_training import egg, written
 
 NAMES = {
     "PatientName": "Zyxqvu^Wolfram", "PatientID": "PIDZYX7781", "PatientBirthDate": "18470211", "PatientBirthTime": "031415.926",
@@ -173,7 +175,7 @@ def test_a_crash_tells_nothing(
     study: Path, studies: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error that nobody has foreseen, and that quotes the header as pydicom's do; it is told where it was all the same."""
-    from medical.segmentation import files as segment_files
+    from medical.files import segment as segment_files
 
     def fall(volume: object, *arguments: object, **options: object) -> None:
         header = volume.origin.frames[0].header  # type: ignore[attr-defined]
@@ -193,9 +195,8 @@ def test_a_crash_tells_nothing(
         segment(study, weights, "-o", tmp_path / "again")
 
 
-def test_texts_of_nifti_headers_go_nowhere(tmp_path: Path, weights: Path) -> None:
-    """Names in every free field and in extensions of each kind, among them a whole DICOM header."""
-    values = np.random.default_rng(0).integers(0, 500, (17, 19, 15)).astype(np.int16)
+def telling(path: Path, values: np.ndarray) -> Path:
+    """A NIfTI file with names in every free field and in extensions of each kind, among them a whole DICOM header."""
     image = nib.Nifti1Image(values, np.diag([1, 1, 1.5, 1]))
     for name, text in (("descrip", "Zyxqvu"), ("aux_file", "PIDZYX7781"), ("intent_name", "Zyxqref"), ("db_name", "ACCZYX42")):
         image.header[name] = text.encode()
@@ -204,9 +205,14 @@ def test_texts_of_nifti_headers_go_nowhere(tmp_path: Path, weights: Path) -> Non
     image.header.extensions.append(nib.nifti1.Nifti1DicomExtension(2, header))
     for code in ("comment", "afni"):
         image.header.extensions.append(nib.nifti1.Nifti1Extension(code, b"Zyxqklinik 18470211"))
-    path = tmp_path / "in" / "case.nii.gz"
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(image, path)
+    return path
+
+
+def test_texts_of_nifti_headers_go_nowhere(tmp_path: Path, weights: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 500, (17, 19, 15)).astype(np.int16)
+    path = telling(tmp_path / "in" / "case.nii.gz", values)
     assert len(leaks(path.parent)) > 5
     restorer = save_nafnet(tmp_path / "same.safetensors")
     said = [segment(path, weights, "-o", tmp_path / "out" / "a", "--save-probabilities")]
@@ -215,6 +221,55 @@ def test_texts_of_nifti_headers_go_nowhere(tmp_path: Path, weights: Path) -> Non
     said += [medical("stats", tmp_path / "mask.nii.gz", path, "-o", tmp_path / "out" / "c")]
     assert [each.code for each in said] == [0, 0, 0], [each.err for each in said]
     assert not leaks(tmp_path / "out") and not told_of("".join(each.out + each.err for each in said))
+
+
+def test_a_training_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Of scans that would: the run, one that fails over a damaged case, and a crash that quotes a header."""
+    data, out, names = tmp_path / "data", tmp_path / "out", ("one", "two", "three")
+    for seed, name in enumerate(names):
+        values, labels = egg(seed)
+        telling(data / "imagesTr" / f"{name}.nii.gz", values)
+        telling(data / "labelsTr" / f"{name}.nii.gz", labels)
+    described = {"name": "Eggs", "licence": "CC0-1.0", "splits": {"train": names[:2], "val": names[2:]}}
+    (data / "dataset.json").write_text(json.dumps(described))
+    assert len(leaks(data)) > 20
+    recipe = written(tmp_path, {"training.steps": 2, "training.log_every": 1, "training.validate_every": 1})
+    command = ("train", recipe, "--data", data, "--accelerator", "cpu", "-o")
+    with caplog.at_level(logging.DEBUG):
+        said = [medical(*command, out / "run"), medical(*command, out / "run", "--steps", "4")]
+        monkeypatch.setattr(
+            "medical.training.run.train", lambda *_, **__: int(f"{nib.load(data / 'imagesTr' / 'one.nii.gz').header}")
+        )
+        said.append(medical(*command, out / "crash"))
+        path = data / "imagesTr" / "two.nii.gz"
+        path.write_bytes(path.read_bytes()[:-900])
+        said.append(medical(*command, out / "damaged"))
+    assert [each.code for each in said] == [0, 0, 1, 3], [each.err for each in said]
+    assert (out / "run" / "egg.safetensors").is_file() and "ValueError" in said[2].err and "two.nii.gz" in said[3].err
+    assert not leaks(out) and not told_of(caplog.text + "".join(each.out + each.err for each in said))
+
+
+def test_workers_of_ray_tell_nothing(studies: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not in what the command says and writes, and not in the logs that Ray keeps of its workers; one study is damaged."""
+    ray = pytest.importorskip("ray", reason="needs ray: pip install 'hybrid-imaging[cluster]'")
+
+    def broken(k: int, one: Dataset) -> None:
+        named(k, one)
+        one.Rows, one.PatientBirthDate = 19, "zyxqborn"
+
+    with pytest.warns(UserWarning):
+        save(studies / "cut", slices_of(pixels(12, 18, 16), change=broken))
+    out = tmp_path / "out"
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+        with caplog.at_level(logging.DEBUG):
+            said = segment(studies, weights, "-o", out, "--format", "nifti", "--engine", "ray", "--workers", "1")
+        assert said.code == 1 and len([*out.glob("*.nii.gz")]) == 2 and "failed" in (out / JOURNAL).read_text(), said.err
+        assert any("worker" in path.name for path in logs.iterdir())
+        assert not leaks(logs) and not leaks(out) and not told_of(caplog.text + said.out + said.err)
+    finally:
+        ray.shutdown()
 
 
 @pytest.fixture

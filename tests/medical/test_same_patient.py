@@ -15,9 +15,9 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
 
-from medical.segmentation.files import segment_file
-from medical.segmentation.outputs import FileSettings
-from medical.volumes.inputs import Job
+from medical.files.inputs import Job
+from medical.files.outputs import FileSettings
+from medical.files.segment import segment_file
 from tests.medical.dicom_stubs import save, slices_of
 from tests.medical.stubs import convolution, protocol, smooth
 

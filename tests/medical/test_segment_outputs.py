@@ -13,10 +13,10 @@ import pytest
 from pydicom import Dataset
 
 from hybrid.errors import InputError, OutputError, RequestError
-from medical.segmentation.files import is_done, segment_file
-from medical.segmentation.outputs import FileSettings, check_jobs
+from medical.files.inputs import Job, plan_jobs, read_scan
+from medical.files.outputs import FileSettings, check_jobs
+from medical.files.segment import is_done, segment_file
 from medical.segmentation.run import SegmentSettings
-from medical.volumes.inputs import Job, plan_jobs, read_scan
 from medical.volumes.label_maps import read_labels
 from medical.volumes.staging import staged
 from tests.command import files

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from scipy import ndimage, stats
 
 from medical.protocol import Protocol, Standardise, Window, ZScore
+from medical.segmentation.normalisation import normalise, training_grid
 from medical.structures import Structure
-from medical.training.transforms import Augment, Augmentation, normalise, training_grid
+from medical.training.transforms import Augment, Augmentation
 from medical.volumes.geometry import Grid
 
 

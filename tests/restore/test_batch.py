@@ -115,6 +115,40 @@ def test_threads_are_as_asked(album: Path, tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("command", "names", "both"),
+    [
+        (("sr", *QUICK), ("A.png", "x.png"), "A.png and {0}/a.png would both be written to"),
+        (("sr", *QUICK, "--format", "webp"), ("A.jpg", "x.png"), "A.jpg and {0}/a.png"),
+        (("sr", *QUICK), ("SUB/C.png", "x.png"), "SUB/C.png and {0}/sub/c.png"),
+        (("deblur", "--uncertainty", "maps"), ("A.jpg", "x.png"), "A.jpg and {0}/a.png"),
+        (("face",), ("A.png", "x.png"), "A.png and {0}/a.png"),
+        (("face", "--sheet", "sheets"), ("A.jpg", "x.png"), "A.jpg and {0}/a.png"),
+        (("face", "--save-faces", "faces"), ("a.jpg", "x.png"), "a.jpg and {0}/a.png"),
+    ],
+)
+def test_where_case_is_ignored_names_that_become_one_are_refused_before_anything_runs(
+    command: tuple[str, ...], names: tuple[str, ...], both: str, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This system's own files tell them apart, and then all of them are made."""
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        (album / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(album / name)
+    monkeypatch.setattr("hybrid.batch.names._is_one_name", lambda folder, one, other: True)
+    said = restore(command[0], "album", *command[1:], "-o", "out")
+    (first, second) = sorted(both.format("album").removesuffix(" would both be written to").split(" and "))
+    assert said.code == 2 and first in said.err and second in said.err and "would both be written to" in said.err, said.err
+    assert not {path.name for path in tmp_path.iterdir()} & {"out", "maps", "sheets", "faces"}
+
+
+@pytest.mark.skipif(Path(__file__).with_name(Path(__file__).name.upper()).exists(), reason="this file system ignores case")
+def test_where_case_counts_both_are_made(album: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(album / "A.png")
+    assert enlarge(album, "-o", tmp_path / "out").code == 0
+    assert {"A.png", "a.png"} <= set(files(tmp_path / "out")) and not list((tmp_path / "out").glob(".*"))
+
+
 # Remote places ------------------------------------------------------------------------------------------------------------------
 
 

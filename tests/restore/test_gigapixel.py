@@ -253,7 +253,8 @@ def test_an_error_says_in_its_hint_how_to_go_on(scan: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "word"), [("input", "the input"), ("weights", "the network"), ("tile", "the settings"), ("final", "the settings")]
+    ("changed", "word"),
+    [("input", "the input"), ("weights", "the network")] + [(name, "the settings") for name in ("tile", "final", "deidentify")],
 )
 def test_a_part_of_another_request_is_not_gone_on_with(
     changed: str, word: str, scan: Path, streaming: None, tmp_path: Path
@@ -262,7 +263,11 @@ def test_a_part_of_another_request_is_not_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         restore_file(Uneven(KeyboardInterrupt(), 20), scan, target, TILED)
     network = Uneven()
-    settings = {"tile": replace(TILED, tile=72), "final": replace(TILED, final=FinalSize(3.0))}.get(changed, TILED)
+    settings = {
+        "tile": replace(TILED, tile=72),
+        "final": replace(TILED, final=FinalSize(3.0)),
+        "deidentify": replace(TILED, save=SaveOptions(deidentify=True)),
+    }.get(changed, TILED)
     if changed == "input":
         save(scan, noise(280, 300, 3)[::-1])
     if changed == "weights":

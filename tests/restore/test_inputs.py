@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hybrid.console import printable
 from hybrid.errors import InputError, RequestError
 from restore.images import plan as image_plan
-from restore.restoration.inputs import FORMAT_SUFFIX, SUFFIXES, Job, check_name, keep_inputs, plan_jobs, shown
+from restore.restoration.inputs import FORMAT_SUFFIX, SUFFIXES, Job, check_name, keep_inputs, plan_jobs
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +123,7 @@ def test_no_output_may_be_an_input(album: Path, link: object) -> None:
 
 def test_names_must_be_utf8() -> None:
     latin = Path(os.fsdecode(b"latin-\xe9.png"))
-    assert shown(latin) == "latin-?.png" and shown(Path("ünï.png")) == "ünï.png"
+    assert printable(latin) == "latin-?.png" and printable(Path("ünï.png")) == "ünï.png"
     check_name(Job(Path("ünï.png"), Path("b.png")))
     for job in (Job(latin, Path("b.png")), Job(Path("a.png"), latin)):
         with pytest.raises(InputError, match=r"latin-\?\.png is not valid UTF-8\. Rename"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybrid.cards import ModelCard
+from hybrid.console import format_duration
 from hybrid.errors import InputError, OutputError, RequestError, ResourceError
 from restore import load_model
 from restore.images import Picture, PictureInfo, PictureMetadata
@@ -20,7 +21,6 @@ from restore.restoration.run import (
     RunSettings,
     check_target,
     expected_seconds,
-    format_duration,
     plan_picture,
     restore_file,
     restore_picture,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from apps.serving.jobs import Progress
 from apps.serving.workspace import Workspace, serve
+from hybrid.console import format_duration
 from hybrid.errors import HybridError
 from hybrid.memory import format_size
 from hybrid.records import without_folders
-from restore.restoration.plan import format_duration
 
 
 def said(text: str, kind: str = "") -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hybrid.batch.names import check_names
+from hybrid.batch.names import check_distinct
 from hybrid.errors import InputError, RequestError
 from medical.pictures.reading import is_picture, read_picture_file
 from medical.volumes.label_maps import names_path
@@ -109,7 +109,9 @@ def plan_jobs(
     return jobs
 
 
-def read_scan(sources: Sequence[Path], *, channels: int = 1, volume: int | None = None, series: str | None = None) -> Volume:
+def read_scan(
+    sources: str | Path | Sequence[Path], *, channels: int = 1, volume: int | None = None, series: str | None = None
+) -> Volume:
     """Read a scan, NIfTI, DICOM or a picture by what the files are.
 
     Args:
@@ -122,8 +124,9 @@ def read_scan(sources: Sequence[Path], *, channels: int = 1, volume: int | None 
         InputError: It cannot be read; see `medical.volumes.volume.read_volume` and `medical.dicom.volume.read_dicom`.
         RequestError: It holds several scans and none, or one that is not there, was chosen.
     """
+    sources = [Path(sources)] if isinstance(sources, str | Path) else sources
     if len(sources) > 1:
-        return stack([read_scan([source], volume=volume, series=series) for source in sources])
+        return stack([read_scan(source, volume=volume, series=series) for source in sources])
     (source,) = sources
     if is_picture(source):
         if volume is not None or series is not None:
@@ -255,4 +258,4 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
                 f"{seen[place].source} and {job.source} would both be written to {job.target}.", hint="Run them separately."
             )
         seen[place] = job
-    check_names((job.source, job.target) for job in jobs)
+    check_distinct((job.source, job.target) for job in jobs)

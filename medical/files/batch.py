@@ -11,17 +11,18 @@ from hybrid.batch import engine as batch
 from hybrid.batch.journal import options_digest
 from hybrid.batch.place import name_below
 from hybrid.devices import set_threads
-from hybrid.errors import HybridError, WeightsError
+from hybrid.errors import HybridError
+from hybrid.loading import check_same_weights
 from hybrid.records import sha256_file
+from medical.files.inputs import Job
+from medical.files.outputs import FileSettings, planned_outputs
+from medical.files.segment import is_done, members_of, segment_file
 from medical.loading import build, find_weights
 from medical.models.base import SegmentationNetwork
-from medical.segmentation.files import is_done, members_of, segment_file
-from medical.segmentation.outputs import FileSettings, planned_outputs
 from medical.segmentation.preparation import Preparation
 from medical.segmentation.roi import mask_path
 from medical.segmentation.run import protocol_of
 from medical.segmentation.sliding import WindowPlan, device_of
-from medical.volumes.inputs import Job
 
 MANY_WINDOWS = 50
 """From so many passes of the network on, what a scan is in for is said before it runs."""
@@ -36,7 +37,7 @@ class SegmentWorker:
 
     Attributes:
         networks: It, or they.
-        settings: As of `medical.segmentation.files.segment_file`.
+        settings: As of `medical.files.segment.segment_file`.
         resume: Whether a scan whose files are there, as their record says, is left as it is.
     """
 
@@ -113,10 +114,7 @@ def load_pinned(source: str | Path, sha256: str, device: str, precision: str, op
     """
     found = find_weights(source)
     network = build(found, device=device, precision=precision, **options)
-    if network.source is None or network.source.sha256 != sha256:
-        raise WeightsError(
-            f"The weights {found.path.name} are not the same on all machines.", hint="Put the same file on all of them."
-        )
+    check_same_weights(network, sha256)
     return network
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from medical.evaluation.calibration import Reliability, edges
 from medical.structures import PALETTE
-from medical.uncertainty.calibration import Reliability, edges
 
 FEW = 50
 """Voxels below which a bin says nothing: a grey cross."""

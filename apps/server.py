@@ -30,7 +30,7 @@ from hybrid.memory import format_size
 from hybrid.records import DISTRIBUTION
 
 if TYPE_CHECKING:
-    from apps.app import AppContext, First
+    from apps.serving.context import AppContext, First
 
 SWEEP = 60.0
 """Seconds between two looks for files that are old enough to be deleted."""
@@ -111,7 +111,8 @@ def make_app(settings: Settings) -> fastapi.FastAPI:
     os.environ["HF_HUB_OFFLINE"] = os.environ["RESTORE_OFFLINE"] = "1"  # nothing that a user does leaves this computer
     import gradio as gr
 
-    from apps.app import AppContext, build
+    from apps.app import build
+    from apps.serving.context import AppContext
     from apps.style import CSS, HEAD, theme
 
     workspaces = Workspaces(root, settings.limits, f"{settings.prefix}/files")

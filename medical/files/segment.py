@@ -1,6 +1,6 @@
 """Segmentation of scan files: read, segment, check, and write the label map with all that goes with it, or nothing.
 
-`medical.segmentation.outputs` says what the files are.
+`medical.files.outputs` says what the files are.
 """
 
 from __future__ import annotations
@@ -15,15 +15,8 @@ from typing import TYPE_CHECKING, Any
 from hybrid.memory import release_memory
 from hybrid.precision.check import verdict_facts
 from hybrid.records import Record, timestamp, write_bytes, write_record
-from medical.loading import catalogue
-from medical.models.base import SegmentationNetwork
-from medical.notice import RESEARCH_USE
-from medical.pictures.outputs import write_picture_outputs
-from medical.pictures.reading import PictureOrigin
-from medical.pictures.statistics import PictureFigures, picture_statistics
-from medical.protocol import Protocol
-from medical.results.statistics import StructureFigures, structure_statistics, write_statistics
-from medical.segmentation.outputs import (
+from medical.files.inputs import Job, read_scan
+from medical.files.outputs import (
     DEIDENTIFIED,
     FileSettings,
     already_done,
@@ -32,13 +25,20 @@ from medical.segmentation.outputs import (
     possible_outputs,
     sources_sha256,
 )
+from medical.files.picture_outputs import write_picture_outputs
+from medical.loading import catalogue
+from medical.models.base import SegmentationNetwork
+from medical.notice import RESEARCH_USE
+from medical.pictures.reading import PictureOrigin
+from medical.pictures.statistics import PictureFigures, picture_statistics
+from medical.protocol import Protocol
+from medical.results.statistics import StructureFigures, structure_statistics, write_statistics
 from medical.segmentation.preparation import Preparation, doubts
 from medical.segmentation.run import Segmentation, plan_volume, protocol_of, segment
 from medical.segmentation.sliding import OnProgress, WindowPlan, check_memory, device_of
 from medical.uncertainty import files as uncertainty_files
 from medical.uncertainty.ensemble import Member, UncertainSegmentation, check_ensemble, plan_members, segment_with_uncertainty
 from medical.uncertainty.figures import UncertaintyFigures, uncertainty_figures
-from medical.volumes.inputs import Job, read_scan
 from medical.volumes.label_maps import write_labels, write_probabilities
 from medical.volumes.staging import staged
 from medical.volumes.volume import Volume, stem
@@ -236,8 +236,8 @@ class _Run:
             if name == self.job.target.name and not name.endswith(".dcm"):
                 write_labels(folder / name, result.labels, volume, result.structures)
             elif name.endswith(".dcm"):
+                from medical.dicom.deidentification import deidentified
                 from medical.dicom.seg import write_seg
-                from medical.volumes.deidentification import deidentified
 
                 algorithm = weights.name if weights else self.network.card.title
                 version = weights.sha256[:12] if weights else "unknown"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from medical.evaluation.calibration import Calibration, Reliability
 from medical.evaluation.engine import EvaluationCase, EvaluationPlan, Prediction, check_grid, without_strays
 from medical.evaluation.network import Network
 from medical.pictures.label_maps import read_any_label_map
-from medical.uncertainty.calibration import Calibration, Reliability
 
 
 class Calibrating:

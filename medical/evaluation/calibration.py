@@ -67,6 +67,7 @@ class Bins:
 
     @property
     def parts(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Its four arrays, in the order of the fields."""
         return self.counts, self.shares, self.hits, self.squares
 
     @property
@@ -102,6 +103,7 @@ class Reliability:
 
     @property
     def bins(self) -> int:
+        """Number of bins."""
         return self.scans.counts.shape[-1]
 
     @property

@@ -10,7 +10,7 @@ What one scan gives, named after its label map NAME.nii.gz:
     NAME.nii.gz.json                            record: input, weights, protocol, windows, device, versions
 
 What an uncertain segmentation gives beside these is in `medical.uncertainty.files`, what a picture gives in
-`medical.pictures.outputs`.
+`medical.files.picture_outputs`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hybrid.errors import InputError, OutputError, RequestError
 from hybrid.records import record_path, sha256_file
-from medical.pictures.outputs import LABELS, OVERLAY, PROBABILITIES, picture_outputs
+from medical.files.inputs import Job
+from medical.files.picture_outputs import LABELS, OVERLAY, PROBABILITIES, picture_outputs
 from medical.pictures.reading import PictureOrigin, is_picture
 from medical.protocol import Protocol
 from medical.segmentation.run import SegmentSettings
 from medical.uncertainty import files as uncertainty_files
-from medical.volumes.inputs import Job
 from medical.volumes.staging import check_absent
 from medical.volumes.volume import NiftiOrigin, Volume, is_nifti, stem
 
 if TYPE_CHECKING:
-    from medical.volumes.deidentification import Pseudonyms
+    from medical.dicom.deidentification import Pseudonyms
 
 Format = Literal["nifti", "seg", "both"]
 DEIDENTIFIED = "The DICOM SEG is de-identified: it refers to images de-identified under the same key, and to no others."
@@ -239,6 +239,7 @@ def recorded_facts(record: Path) -> dict[str, Any]:
 
 
 def written_names(recorded: Mapping[str, Any]) -> set[str]:
+    """Names of the files that a record says were written."""
     names = recorded.get("outputs")
     return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
 
@@ -249,7 +250,11 @@ def real_places(sources: Iterable[Path]) -> dict[str, Path]:
 
 
 def keep_inputs(outputs: Sequence[Path], inputs: Mapping[str, Path]) -> None:
-    """Refuse outputs that are an input, or that would lie among the files of one, where they could replace a slice."""
+    """Refuse outputs that are an input, or that would lie among the files of one, where they could replace a slice.
+
+    Raises:
+        RequestError: One is or would.
+    """
     for path in outputs:
         place = Path(os.path.realpath(path))
         if (source := inputs.get(str(place))) is not None:
