@@ -33,10 +33,10 @@ def initialise_linears(network: nn.Module, std: float = 0.02) -> None:
     """Linear layers as the transformers of this package publish them: normal with this deviation, biases 0, in place.
 
     Published code draws from a normal distribution that is cut off at 2: a hundred standard deviations away, which no
-    number of it ever reaches. A layer with the attribute `keeps_start`, such as that of a gate which begins at 1, stays as it is.
+    number of it ever reaches.
     """
     for module in network.modules():
-        if isinstance(module, nn.Linear) and not getattr(module, "keeps_start", False):
+        if isinstance(module, nn.Linear):
             init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)

@@ -18,6 +18,7 @@ from hybrid.initialisation import SkipRandomFill
 from restore import load_model
 from restore.loading import catalogue
 from restore.models.nafnet import KEYS, NAFNet, NAFNetConfig, matches, read_config
+from restore.restoration.planes import AnyPlanes
 from tests.restore.parity import SMALL_CASES, draw, fill, largest_difference, load_case, write_checkpoint
 
 TOLERANCE = 2e-5
@@ -245,3 +246,16 @@ def test_block_against_the_formulas(options: dict, sides: tuple[int, ...], monke
 def test_untrained_block_is_the_identity() -> None:
     x = draw("x", [1, 5, 6, 4], 0)
     assert torch.equal(ActivationFreeBlock(4)(x), x)
+
+
+def test_pictures_go_on_as_their_mirror_image_where_published_inference_goes_on_with_zeros() -> None:
+    network = NAFNet(NAFNetConfig(width=8, encoder_depths=(1, 1), middle_depth=1, decoder_depths=(1, 1))).eval()
+    network.load_state_dict({name: draw(name, list(value.shape), 0) for name, value in network.state_dict().items()})
+    x = torch.rand(1, 3, 22, 13, generator=torch.Generator().manual_seed(0))
+    whole = torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), (0, -22 % 4), (0, -13 % 4)), mode="reflect"))
+    with torch.inference_mode():
+        expected = network(whole)[..., :22, :13]
+        torch.testing.assert_close(network.mirrored(x), expected)
+        torch.testing.assert_close(AnyPlanes(network, 3)(x), expected)
+        assert (network(x) - expected)[..., -2:].abs().max() > 0.01  # zeros are seen, mirrored or not
+        assert torch.equal(network.mirrored(whole), network(whole))

@@ -292,6 +292,16 @@ def test_a_run_begins_with_the_weights_it_is_given(photos: Path, tmp_path: Path)
         ({"network.options": {"width": 3}}, RequestError, r"options do not fit.*width.*network\.options"),
         ({"scale": 5}, RequestError, r"options do not fit.*not by 5"),
         (
+            {"network.family": "nafnet", "network.options": {"width": 8}, "scale": 2},
+            RequestError,
+            r"options do not fit nafnet.*scale",
+        ),
+        (
+            {"network.family": "mixer", "network.options": {"embed_dim": 16, "mlp_width": 24, "depths": [1], "scale": 3}},
+            RequestError,
+            r"enlarges by 3, the recipe by 2.*scale: 2",
+        ),
+        (
             {"data.validation": ["c.png", "z.png"]},
             InputError,
             r"photos lacks the validation photographs z\.png.*data\.validation",
