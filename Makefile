@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint audit sbom clean
+.PHONY: demo test lint coverage audit sbom clean
 
 # torch first and pinned: resolved together with the rest, pip may pick a build with gigabytes of GPU libraries.
 $(STAMP): pyproject.toml constraints.txt
@@ -27,6 +27,11 @@ lint: $(STAMP)
 test: lint
 	@command -v chromium >/dev/null || echo "chromium is missing: tests of the app in a browser are skipped (apt-get install chromium)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# What the tests run of each package; of programs that they start as processes of their own, nothing counts.
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=hybrid --cov=restore --cov=medical --cov=apps --cov-report=json:build/coverage.json
+	$(BIN)/python -m benchmarks.coverage_by_package build/coverage.json
 
 # Tools in an environment of their own: what they need is no dependency of the product.
 $(VENV)/tools/.installed: $(STAMP)

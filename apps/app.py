@@ -33,7 +33,8 @@ def build(context: AppContext, first: First = "picture") -> gr.Blocks:
         scans = {"Segment a scan": scan_tab}
         tabs = scans | tabs if first == "scan" else tabs | scans
     tabs["Evaluate"] = evaluate_tab
-    with gr.Blocks(title="Hybrid Imaging", analytics_enabled=False, fill_width=True) as page:
+    page = gr.Blocks(title="Hybrid Imaging", analytics_enabled=False, fill_width=True)
+    with page:
         _masthead(page, context)
         with gr.Tabs():
             for title, make in tabs.items():

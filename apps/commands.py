@@ -16,6 +16,8 @@ from hybrid.errors import HybridError
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C, what `kill` and batch systems send, and a terminal that is closed: all end a run tidily."""
 _IMPORT = "<frozen importlib._bootstrap>"
+_SWALLOWING = {"_log_handler_callback", "__del__"}
+"""Functions that C code calls and whose exceptions it drops: what libvips tells through pyvips, and the end of objects."""
 _SOON = 0.05  # seconds
 
 
@@ -80,8 +82,9 @@ def _stoppable() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    if hasattr(signal, "setitimer") and _importing(frame):
-        # A module that is broken off stays half made; and torch takes the exception for a lack of NumPy, and goes on.
+    if hasattr(signal, "setitimer") and _untimely(frame):
+        # A module that is broken off stays half made; and torch takes the exception for a lack of NumPy, and goes on. Raised
+        # below C code that drops exceptions, it would be lost, and the run would go on.
         signal.signal(signal.SIGALRM, lambda _, later: _stop(number, later))
         signal.setitimer(signal.ITIMER_REAL, _SOON, _SOON)
         return
@@ -96,10 +99,13 @@ def _cancel_timer() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _importing(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_filename != _IMPORT:
+def _untimely(frame: FrameType | None) -> bool:
+    """Whether an exception that is raised in that frame would not arrive, or would do harm on its way."""
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT or frame.f_code.co_name in _SWALLOWING:
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def _complain(text: str, code: int) -> NoReturn:

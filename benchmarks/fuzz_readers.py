@@ -16,6 +16,7 @@ import json
 import mmap
 import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -84,8 +85,9 @@ def work(name: str, seed: int, first: int, last: int, folder: Path) -> None:
     with (folder / "state").open("r+b") as file:
         state = mmap.mmap(file.fileno(), STATE.size)
     scratch, temporary, noise = folder / "scratch", folder / "tmp", folder / "noise"
-    scratch.mkdir(exist_ok=True)
-    temporary.mkdir(exist_ok=True)
+    for place in (scratch, temporary):  # of a child that was killed the input lies there still
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
     tempfile.tempdir = str(temporary)
     os.dup2(os.open(noise, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
     bound = _address_space() + MEMORY
@@ -94,11 +96,10 @@ def work(name: str, seed: int, first: int, last: int, folder: Path) -> None:
     told: dict[str, Any] = {"outcomes": Counter(), "faults": {}, "slowest": 0.0, "slowest_input": 0, "peak": 0, "noisy": 0}
     heard = noise.stat().st_size
     for number in range(first, last):
-        files = input_of(reader, seed, number)
         began = time.process_time()
         state[:] = STATE.pack(number, number - first, began)
         try:
-            outcome = check(reader, files, scratch)
+            outcome = check(reader, input_of(reader, seed, number), scratch)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
@@ -114,9 +115,7 @@ def work(name: str, seed: int, first: int, last: int, folder: Path) -> None:
         told["outcomes"][outcome] += 1
         if (size := noise.stat().st_size) != heard:
             heard, told["noisy"] = size, told["noisy"] + 1
-        if number % 500 == 0:
-            _tell(folder, told, base)
-    _tell(folder, told, base)
+        _tell(folder, told, base)
     state[:] = STATE.pack(last, last - first, time.process_time())
 
 
@@ -212,7 +211,11 @@ def _keep(tally: Tally, kept: Path) -> None:
         digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
         folder = kept / tally.reader / f"{fault['first']}-{digest}"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in input_of(READERS[tally.reader], tally.seed, fault["first"]).items():
+        try:
+            files = input_of(READERS[tally.reader], tally.seed, fault["first"])
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:  # the damage itself went wrong
+            files = {"no-input.txt": repr(error).encode()}
+        for name, data in files.items():
             (folder / name).write_bytes(data)
 
 

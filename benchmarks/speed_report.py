@@ -99,14 +99,14 @@ def _draw_scaling(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
         first = by_threads.get(1)
         if first is not None:
             threads.plot(list(by_threads), [first / seconds for seconds in by_threads.values()], "o-", label=row["title"])
-    size.set(xscale="log", ylim=(0, None), xlabel="pixels or voxels of the input", ylabel="microseconds for each")
+    size.set(xscale="log", yscale="log", xlabel="pixels or voxels of the input", ylabel="microseconds for each")
     threads.set(xlabel="threads", ylabel="times as fast as with one")
     threads.xaxis.get_major_locator().set_params(integer=True)
     threads.set_ylim(0, None)
     for axes in (size, threads):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    size.legend(frameon=False, fontsize=8)
+    figure.legend(*size.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside upper center")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

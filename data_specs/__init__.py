@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -71,6 +72,7 @@ KINDS: dict[str, type[DataSpec]] = {
 Kind = TypeVar("Kind", bound=DataSpec)
 
 
+@cache  # which reads all files
 def available(kind: type[DataSpec] = SuperResolutionSpec, task: str | None = None) -> tuple[str, ...]:
     """Names of the described data sets of one kind, or of one task.
 

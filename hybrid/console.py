@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hybrid.errors import OutputError
 from hybrid.remote import described
+
+LINES = 20
+"""Most lines that say how far work has come, where nobody watches a bar; and one for the first of it."""
 
 
 class _Console(Console):
@@ -49,14 +55,49 @@ def progress_on(console: Console) -> AbstractContextManager[Progress]:
     )
 
 
+_FOLDERS = threading.Lock()
+_AWAITED: Counter[Path] = Counter()
+"""How many outputs are on their way to each folder."""
+
+
+@contextmanager
+def counted(console: Console, what: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
+    """How far work has come: a bar, or where nobody watches one, a line now and then.
+
+    Args:
+        console: Where to tell; nothing if it is quiet.
+        what: What is counted, such as ``cases``.
+        total: How many there are, where that is known beforehand.
+
+    Yields:
+        What is called as (done, total) after each: it says a line after the first, and after every twentieth part.
+    """
+    started = time.perf_counter()
+    with progress_on(console) as progress:
+        bar = progress.add_task(what, total=total)
+
+        def tell(done: int, of: int) -> None:
+            progress.update(bar, completed=done, total=of)
+            if console.is_terminal or (done > 1 and done * LINES // of == (done - 1) * LINES // of):
+                return
+            left = (time.perf_counter() - started) / done * (of - done)
+            console.print(f"{what}: {done} of {of}" + (f", about {format_duration(left)} left" if left else ""), style="dim")
+
+        yield tell
+
+
 @contextmanager
 def folder_of(target: Path) -> Iterator[None]:
     """Make the folders of an output, of a mirrored one in particular; after a failure those that are still empty go again.
 
+    A folder that another output waits for, in another thread, stays.
+
     Raises:
         OutputError: They cannot be made.
     """
-    made = [folder for folder in target.parents if not folder.exists()]
+    with _FOLDERS:
+        made = [folder for folder in target.parents if not folder.exists()]
+        _AWAITED[target.parent] += 1
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +107,15 @@ def folder_of(target: Path) -> Iterator[None]:
             ) from error
         yield
     except BaseException:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        with _FOLDERS:
+            for folder in made:
+                with suppress(OSError):
+                    if _AWAITED[folder] <= (folder == target.parent):
+                        folder.rmdir()
         raise
+    finally:
+        with _FOLDERS:
+            _AWAITED[target.parent] -= 1
 
 
 def printable(path: Path) -> str:

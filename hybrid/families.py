@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from hybrid.errors import RequestError
 from hybrid.loading import WeightsSource
 from hybrid.precision.check import Trial, Verdict
 from hybrid.weights.keys import KeyMap
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Types in which a network may compute besides float32, by the names that users give."""
@@ -44,6 +47,7 @@ class Network(nn.Module):
 
 
 N = TypeVar("N", bound=Network)
+C = TypeVar("C", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,24 @@ class Family(Generic[N]):
     keys: KeyMap
     derived: tuple[str, ...] = ()
     without_copies: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+
+
+def build_from(network: Callable[[C], N], read_config: Callable[[Mapping[str, Tensor]], C]) -> Callable[..., N]:
+    """`Family.build` of networks whose configuration a state dict tells, but for options that are fields of it too."""
+
+    def build(state: Mapping[str, Tensor], **options: Any) -> N:
+        return network(replace(read_config(state), **options))
+
+    return build
+
+
+def create_from(network: Callable[[C], N], config: Callable[..., C]) -> Callable[..., N]:
+    """`Family.create` of networks whose options are the fields of their configuration."""
+
+    def create(**options: Any) -> N:
+        return network(config(**options))
+
+    return create
 
 
 def created(family: Family[N], options: Mapping[str, Any]) -> N:

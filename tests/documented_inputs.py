@@ -31,6 +31,7 @@ def write_documented(folder: Path) -> None:
     """Everything that a documented command which is run takes from its working folder."""
     write_inputs(folder / "made")
     _pictures(folder)
+    _training(folder)
     _scans(folder)
     _cells(folder)
     _weights(folder)
@@ -54,6 +55,16 @@ def _pictures(folder: Path) -> None:
         shutil.copyfile(ROOT / example, folder / example)
     with Image.open(FACE) as faces:
         faces.save(folder / "old.jpg", quality=90)
+
+
+def _training(folder: Path) -> None:
+    """The recipe that docs/training.md writes out, and photographs for it."""
+    written = re.search(r"```yaml\n(name: denoiser .*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    assert written is not None
+    (folder / "denoiser.yaml").write_text(written[1])
+    (folder / "photographs").mkdir()
+    for name in ("harbour", "garden", "more"):
+        shutil.copyfile(folder / "photo.jpg", folder / "photographs" / f"{name}.jpg")
 
 
 def _scans(folder: Path) -> None:

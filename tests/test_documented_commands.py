@@ -43,7 +43,9 @@ RUN: dict[str, str] = {
     "restore face old.jpg -o new.png": "new.png new.png.json",
     "restore face old.jpg --plan": "says: face",
     "restore bench mini --model bicubic --model cfsr-compact": "says: cfsr-compact",
+    "restore train denoiser.yaml --data photographs/ -o runs/trial --steps 5": "runs/trial/denoiser.safetensors",
     "restore models list": "says: cfsr-compact",
+    "restore models list --here": "says: cfsr-compact",
     "restore models verify": "says: cfsr-compact",
     # scans
     "medical segment scan.nii.gz --plan": "says: window",

@@ -31,6 +31,7 @@ class Asked:
     main: gr.Dropdown
     ensemble: gr.Checkbox
     fidelity: gr.Slider
+    deidentify: gr.Checkbox
 
     @property
     def all(self) -> list[Any]:
@@ -45,6 +46,7 @@ class Asked:
             self.main,
             self.ensemble,
             self.fidelity,
+            self.deidentify,
         ]
 
 
@@ -125,6 +127,12 @@ def make_inputs() -> Inputs:
             gr.Dropdown(["best", "mean"], value="best", label="Result of several outputs"),
             gr.Checkbox(False, label="Average over turns and mirror images", info="Eight times as long, a little better."),
             fidelity,
+            gr.Checkbox(
+                False,
+                label="Without names, places and devices (--deidentify)",
+                info="Leaves out EXIF, XMP, IPTC and the names in colour profiles.",
+                elem_id="picture-deidentify",
+            ),
         )
     return Inputs(files, example, about, asked, model_facts)
 

@@ -55,6 +55,7 @@ class Wish:
         main: Which of several outputs is the result.
         ensemble: Whether the eight turns and mirror images are averaged.
         fidelity: Of faces: 0 for the network's, 1 for the face as it was.
+        deidentify: Whether results are written without EXIF, XMP, IPTC and the names in colour profiles.
         device: Where to compute.
     """
 
@@ -67,6 +68,7 @@ class Wish:
     main: Main = "best"
     ensemble: bool = False
     fidelity: float = 0.0
+    deidentify: bool = False
     device: str = "auto"
 
     def request(self, sources: Sequence[Path]) -> Request:
@@ -89,6 +91,7 @@ class Wish:
             plan_only=False,
             json=False,
             quiet=True,
+            deidentify=self.deidentify,
         )
 
     @property
@@ -215,7 +218,7 @@ def try_part(wish: Wish, source: Path, folder: Path, middle: tuple[float, float]
     plan = plan_file(network, probe(source), wish.target(source, folder), settings)
     before, after = folder / "before.png", folder / "after.png"
     for path, shown in ((before, part), (after, result)):
-        write_picture(path, shown)
+        write_picture(path, shown, SaveOptions(deidentify=wish.deidentify))
     return Trial(
         before,
         after,
@@ -263,7 +266,7 @@ def _restore_faces(wish: Wish, source: Path, target: Path, step: Callable[[int, 
 
     network = _face_network(wish.model, wish.device)
     settings = FaceSettings(fidelity=wish.fidelity)
-    run = FaceRun(settings, scale=wish.scale, save=SaveOptions(wish.format, wish.quality))
+    run = FaceRun(settings, scale=wish.scale, save=SaveOptions(wish.format, wish.quality, deidentify=wish.deidentify))
     sheet = target.with_name(f"{target.stem}_faces.png")
     made = restore_faces_file(network, source, target, run, sheet=sheet, on_progress=step)
     beside = (FACES, made.sheet) if made.sheet is not None else None

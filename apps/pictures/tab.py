@@ -207,7 +207,7 @@ class PictureTab:
         }
 
     def _wish(self, asked: Sequence[Any]) -> Wish:
-        task, model, scale, format, quality, several, main, ensemble, fidelity = asked
+        task, model, scale, format, quality, several, main, ensemble, fidelity, deidentify = asked
         command = TASKS[task]
         if model is None or model not in {name for _, name in offer(command).choices(command)}:
             raise RequestError(f"No network for {command.against} is on this computer.", hint="Choose another task.")
@@ -221,6 +221,7 @@ class PictureTab:
             "mean" if main == "mean" else "best",
             bool(ensemble),
             float(fidelity),
+            bool(deidentify),
             self.context.device,
         )
 

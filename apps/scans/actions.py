@@ -19,6 +19,7 @@ from apps.scans.session import Result, Session, Sessions
 from apps.serving.jobs import Report
 from apps.serving.workspace import Workspace
 from hybrid.errors import HybridError, InputError, RequestError
+from medical.volumes.modality import check_modality
 
 EXAMPLE, EXAMPLE_MASK = "hippocampus_141.nii.gz", "hippocampus_141_reference.nii.gz"
 
@@ -68,7 +69,7 @@ def choose(session: Session, key: str) -> None:
 
 
 def segmentation(
-    session: Session, workspace: Workspace, model: Model, *, device: str, uncertainty: bool
+    session: Session, workspace: Workspace, model: Model, *, device: str, uncertainty: bool, any_modality: bool = False
 ) -> Callable[[Report], Result]:
     """What segments the open scan once it is called with a progress callback; the session takes the result.
 
@@ -77,7 +78,7 @@ def segmentation(
     Raises:
         HybridError: It cannot be done.
     """
-    check(session, model)
+    check(session, model, any_modality=any_modality)
     workspace.check_room()
     scan = session.opened
 
@@ -85,7 +86,8 @@ def segmentation(
         folder = session.folder / f"segmented-{secrets.token_hex(4)}"
         folder.mkdir()
         try:
-            result = scan_run.run(session, model.entry.name, folder, device=device, uncertainty=uncertainty, report=report)
+            settings = scan_run.settings_of(session, uncertainty=uncertainty, any_modality=any_modality)
+            result = scan_run.run(session, model.entry.name, folder, settings=settings, device=device, report=report)
             report(1, 1)  # who cancelled while the files were written was told that nothing is
             if session.scan is not scan:
                 raise RequestError("Another scan was opened meanwhile.", hint="Segment it in its turn.")
@@ -98,11 +100,12 @@ def segmentation(
     return work
 
 
-def check(session: Session, model: Model) -> None:
+def check(session: Session, model: Model, *, any_modality: bool = False) -> None:
     """Refuse what cannot go well before it waits for its turn.
 
     Raises:
         RequestError: The weights are not here, or the scan has other channels than the network takes.
+        InputError: The scan says that it is of another modality, and not `any_modality` is taken.
     """
     scan, wanted = session.opened, len(model.protocol.channels)
     if not model.at_hand:
@@ -117,6 +120,8 @@ def check(session: Session, model: Model) -> None:
             f"{model.entry.title} takes {wanted} channel{'s' * (wanted > 1)} ({names}), and this scan has {have}.",
             hint="Choose another model, or another volume of the file.",
         )
+    if not any_modality:
+        check_modality(scan.volume.origin, model.protocol.modality, scan.received.source.name)
 
 
 def compare(session: Session, path: Path | None) -> None:

@@ -139,4 +139,5 @@ def _distance(middle: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndar
     along = end - start
     length = float(along @ along)
     share = np.clip((middle - start) @ along / length, 0, 1)[..., None] if length else 0.0
-    return np.linalg.norm(middle - (start + share * along), axis=-1)
+    distances: np.ndarray = np.linalg.norm(middle - (start + share * along), axis=-1)
+    return distances

@@ -8,12 +8,11 @@ from html import escape
 from pathlib import Path
 
 from hybrid.weights.catalogue import Catalogue, Entry
-from hybrid.weights.find import Store, weights_state
+from hybrid.weights.find import Store, is_here, weights_state
 from medical.loading import PROTOCOL, catalogue
 from medical.protocol import Protocol
 
 _FILE = 1  # the scale under which segmentation models keep their one file
-_AT_HAND = ("shipped", "cached")
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Model:
     @property
     def at_hand(self) -> bool:
         """Whether it can run without a download."""
-        return any(word in self.state for word in _AT_HAND)
+        return is_here(self.state)
 
     @property
     def choice(self) -> str:

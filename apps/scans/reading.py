@@ -19,6 +19,7 @@ import numpy as np
 from apps.scans.window import Window, windows_of
 from hybrid.errors import HybridError, InputError, RequestError
 from hybrid.memory import format_size
+from medical.dicom.files import UNSOUND_ZIP
 from medical.dicom.volume import DicomOrigin, list_series, read_series
 from medical.files.inputs import read_scan
 from medical.pictures.reading import is_picture
@@ -218,7 +219,7 @@ def _check_archive(path: Path, unpacked: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (*UNSOUND_ZIP, OSError) as error:
         raise InputError(f"{path.name} is a damaged zip.", hint="Pack the series again.") from error
     if any(_leads_out(info.filename) for info in members):
         raise InputError(f"{path.name} holds names that lead out of it.", hint="Do not trust it; pack the series again.")

@@ -44,25 +44,25 @@ def network_of(name: str, device: str) -> SegmentationNetwork:
     return build(found, device=device, precision="auto")
 
 
-def settings_of(session: Session, *, uncertainty: bool) -> FileSettings:
+def settings_of(session: Session, *, uncertainty: bool, any_modality: bool = False) -> FileSettings:
     """What `medical segment` would be asked for."""
     scan = session.opened
     key = scan.key if scan.key != ALL_VOLUMES else None
-    run = SegmentSettings(mirror=uncertainty)
+    run = SegmentSettings(mirror=uncertainty, any_modality=any_modality)
     if scan.received.dicom:
         return FileSettings(run, series=key, uncertainty=uncertainty)
     return FileSettings(run, volume=int(key) if key is not None else None, uncertainty=uncertainty)
 
 
-def run(session: Session, model: str, folder: Path, *, device: str, uncertainty: bool, report: Report) -> Result:
+def run(session: Session, model: str, folder: Path, *, settings: FileSettings, device: str, report: Report) -> Result:
     """Segment the open scan; its files are written into an empty folder.
 
     Args:
         session: Its scan must be open; it is not changed.
         model: Name of the network.
         folder: For the results, outside of the scan's.
+        settings: From `settings_of`.
         device: Such as ``auto``.
-        uncertainty: Segment by mirror images, and say where they disagree.
         report: Called with windows done and windows in all; what it raises ends the run.
 
     Raises:
@@ -72,7 +72,7 @@ def run(session: Session, model: str, folder: Path, *, device: str, uncertainty:
     network = network_of(model, device)
     source = session.opened.received.source
     job = Job((source,), folder / f"{stem(source)}_seg.nii.gz")
-    outcome = segment_file(network, job, settings_of(session, uncertainty=uncertainty), on_progress=report)
+    outcome = segment_file(network, job, settings, on_progress=report)
     return _result(model, job, outcome)
 
 

@@ -87,14 +87,17 @@ class Handlers:
             return {self.parts.told: said(complaint(error), "failed")}
         return self._opened(session)
 
-    async def run(self, token: str, model: str, uncertainty: bool, request: gr.Request) -> AsyncIterator[Updates]:
+    async def run(
+        self, token: str, model: str, uncertainty: bool, any_modality: bool, request: gr.Request
+    ) -> AsyncIterator[Updates]:
         """Segment; progress, then all that comes of it."""
         parts, workspace = self.parts, workspace_of(request)
         device = self.context.device
         try:
             session = self.session(token, request)
+            asked = {"uncertainty": uncertainty, "any_modality": any_modality}
             work = await run_in_threadpool(
-                lambda: scan_actions.segmentation(session, workspace, self.models[model], device=device, uncertainty=uncertainty)
+                lambda: scan_actions.segmentation(session, workspace, self.models[model], device=device, **asked)
             )
         except HybridError as error:
             self.context.audit.note(workspace.owner, "segment", model=model, outcome="refused")
@@ -256,6 +259,10 @@ class _Side:
         self.uncertainty = gr.Checkbox(
             False, label="Uncertainty", info="Segments mirror images too: twice the time or more.", elem_id="scan-uncertainty"
         )
+        self.any_modality = gr.Checkbox(
+            False, label="Any modality (--any-modality)", elem_id="scan-any-modality",
+            info="Takes a scan whose headers name another modality than the model was trained on.",
+        )  # fmt: skip
         gr.Markdown("### 3. Segment")
         with gr.Row():
             self.segment = gr.Button("Segment", variant="primary", interactive=False, elem_id="scan-segment", min_width=120)
@@ -293,7 +300,7 @@ def _connect(handlers: Handlers, parts: Parts, side: _Side, below: _Below) -> No
     side.choice.input(handlers.chosen, [parts.token, side.choice], every, show_progress_on=[parts.told])
     side.model.input(handlers.card, [side.model], [side.card], **quiet)
     # "multiple": a click is else lost while the page winds up the run before.
-    asked = [parts.token, side.model, side.uncertainty]
+    asked = [parts.token, side.model, side.uncertainty, side.any_modality]
     side.segment.click(handlers.run, asked, every, concurrency_limit=None, trigger_mode="multiple", show_progress_on=[parts.told])
     side.cancel.click(handlers.cancel, queue=False, **quiet)
     compared = [parts.agreement, parts.viewer]

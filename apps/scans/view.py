@@ -232,7 +232,8 @@ def _nearest(cut: np.ndarray, frame: Frame) -> np.ndarray:
     width, height = frame.size
     columns = np.minimum((left + (np.arange(width) + 0.5) * (right - left) / width).astype(np.intp), cut.shape[1] - 1)
     rows = np.minimum((top + (np.arange(height) + 0.5) * (bottom - top) / height).astype(np.intp), cut.shape[0] - 1)
-    return cut[rows[:, None], columns]
+    shown: np.ndarray = cut[rows[:, None], columns]
+    return shown
 
 
 def _overlay(scene: Scene, frame: Frame, look: Look) -> tuple[np.ndarray, np.ndarray] | None:

@@ -76,7 +76,8 @@ def to_gray(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """
     scale = 255 / max(high - low, 1e-12)
     gray = (values.astype(np.float32) - np.float32(low)) * np.float32(scale) + np.float32(0.5)
-    return np.clip(gray, 0, 255).astype(np.uint8)
+    shown: np.ndarray = np.clip(gray, 0, 255).astype(np.uint8)
+    return shown
 
 
 def _sample(values: np.ndarray) -> np.ndarray:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hybrid.batch.journal import Entry, Journal, Mark, Status
-from hybrid.batch.work import Finished, Item, Made, Task, Tell, Worker, digest, perform
+from hybrid.batch.overlap import overlapped
+from hybrid.batch.work import Finished, Item, Made, StagedWorker, Task, Tell, Worker, digest, perform
 from hybrid.errors import HybridError, OutputError
 from hybrid.leftovers import remove_leftovers
 from hybrid.records import sha256_file, without_folders
@@ -55,11 +56,20 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """All tasks in this process, in their order."""
+    """All tasks in this process, in their order.
+
+    Attributes:
+        worker: Does them.
+        overlap: Whether one is read and another written while a third is computed, where the worker gives its stages.
+    """
 
     worker: Worker
+    overlap: bool = False
 
     def run(self, tasks: Iterator[Task], watcher: Watcher) -> Iterator[tuple[Task, Finished]]:
+        if self.overlap and isinstance(self.worker, StagedWorker):
+            yield from overlapped(self.worker, tasks, watcher)
+            return
         for task in tasks:
             with watcher.watching(task.item) as tell:
                 finished = perform(self.worker, task, tell)
@@ -118,11 +128,11 @@ def answers(works: Sequence[Any], engine: Engine) -> Iterator[tuple[int, Any]]:
     """
     alone = isinstance(engine, Local)
     tasks = [Task(Item(str(place), (), (), work), replace=False, mark=False, alone=alone) for place, work in enumerate(works)]
-    for task, finished in engine.run(iter(tasks), _Nobody()):
+    for task, finished in engine.run(iter(tasks), Nobody()):
         yield int(task.item.name), finished.made.report if finished.made is not None else finished.error
 
 
-class _Nobody:
+class Nobody:
     """A watcher that tells nothing."""
 
     def watching(self, item: Item) -> AbstractContextManager[Tell]:

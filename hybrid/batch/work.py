@@ -1,15 +1,19 @@
-"""What a batch is made of (`hybrid.batch.engine`): items, the workers that do them, how one is done in its own process."""
+"""What a batch is made of (`hybrid.batch.engine`): items, the workers that do them, how one is done in its own process.
+
+An item is done in three stages: it is read, computed, written. A worker may give them one by one (`StagedWorker`), and an engine
+may then do the first and the last of them while it computes another item.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from hybrid.batch.journal import Mark
 from hybrid.console import folder_of
@@ -60,11 +64,77 @@ class Tell:
         """What people should know before the item is done."""
 
 
+@dataclass(frozen=True)
+class Listener(Tell):
+    """Hands on what is told.
+
+    Attributes:
+        on_progress: Receives steps done, and steps in all.
+        on_note: Receives what people should know.
+    """
+
+    on_progress: Callable[[int, int], None] | None = None
+    on_note: Callable[[str], None] | None = None
+
+    def progress(self, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(done, total)
+
+    def say(self, text: str, style: str = "") -> None:
+        if self.on_note is not None:
+            self.on_note(text)
+
+
 class Worker(Protocol):
     """Does items, one after the other. What it writes appears whole under its name or not at all."""
 
     def run(self, work: Any, *, replace: bool, tell: Tell) -> Made:
         """Do one; `replace` says whether outputs that are there may be replaced."""
+
+
+Stage = TypeVar("Stage")
+Stages = Generator[None, Tell, Stage]
+"""Work that pauses before and after it computes; the first pause is sent where to tell how it gets on.
+
+Before the first pause it reads, after the second it writes. It may end before either. Closed at a pause, it tidies up."""
+
+
+@runtime_checkable
+class StagedWorker(Worker, Protocol):
+    """A worker whose items can be read and written while it computes others."""
+
+    def stages(self, work: Any, *, replace: bool) -> Stages[Made]:
+        """Do one as `run` does. The stages of one item follow each other, but may be done in different threads."""
+
+
+def finish(stages: Stages[Stage], tell: Tell) -> Stage:
+    """Do all stages, one after the other."""
+    try:
+        next(stages)
+        while True:
+            stages.send(tell)
+    except StopIteration as ended:
+        made: Stage = ended.value
+        return made
+
+
+class Stopwatch:
+    """Seconds since it was made, less the pauses."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until now."""
+        return time.perf_counter() - self._began
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is in this block is not counted."""
+        at = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - at
 
 
 class Recipe(Protocol):
@@ -110,7 +180,12 @@ class Finished:
 
 def perform(worker: Worker, task: Task, tell: Tell) -> Finished:
     """Do a task in this process. Only what no user and no other item should be bothered with is raised."""
-    clock, item, mirror = time.perf_counter(), task.item, task.mirror
+    return finish(stages_of(worker, task), tell)
+
+
+def stages_of(worker: Worker, task: Task) -> Stages[Finished]:
+    """A task, stage by stage."""
+    clock, item, mirror = Stopwatch(), task.item, task.mirror
     sha256 = ""
     try:
         if mirror is not None:
@@ -120,28 +195,54 @@ def perform(worker: Worker, task: Task, tell: Tell) -> Finished:
         with ExitStack() as folders:
             for folder in dict.fromkeys(path.parent for path in item.outputs):
                 folders.enter_context(folder_of(folder / "file"))
-            made = worker.run(item.work, replace=task.replace, tell=tell)
+            made = yield from _counted(_stages(worker, task), clock)
         marks = tuple(mark_of(path) for path in made.outputs) if task.mark else ()
         if mirror is not None:
             for path in reversed(made.outputs):  # the main one last: where it is, all are
                 mirror.send(path)
     except HybridError as error:
-        return Finished(error=error, sha256=sha256, seconds=time.perf_counter() - clock)
+        return Finished(error=error, sha256=sha256, seconds=clock.seconds)
     except OSError as error:
         if task.alone:
             raise
         place = f"{error.filename}: " if error.filename is not None else ""
         fault = HybridError(f"{place}{error.strerror}.", hint="Check the room and the permissions there.")
-        return Finished(error=fault, sha256=sha256, seconds=time.perf_counter() - clock)
+        return Finished(error=fault, sha256=sha256, seconds=clock.seconds)
     except Exception as error:
         if task.alone:
             raise
-        return Finished(error=_unexpected(error), sha256=sha256, seconds=time.perf_counter() - clock)
+        return Finished(error=_unexpected(error), sha256=sha256, seconds=clock.seconds)
     finally:
         if mirror is not None:
             for path in (*item.inputs, *item.outputs):
                 mirror.clear(path)
-    return Finished(made, None, sha256, marks, time.perf_counter() - clock)
+    return Finished(made, None, sha256, marks, clock.seconds)
+
+
+def _stages(worker: Worker, task: Task) -> Stages[Made]:
+    if isinstance(worker, StagedWorker):
+        return worker.stages(task.item.work, replace=task.replace)
+    return _whole(worker, task)
+
+
+def _whole(worker: Worker, task: Task) -> Stages[Made]:
+    tell = yield
+    return worker.run(task.item.work, replace=task.replace, tell=tell)
+
+
+def _counted(stages: Stages[Made], clock: Stopwatch) -> Stages[Made]:
+    """The same stages; `clock` stands still at their pauses."""
+    try:
+        next(stages)
+        while True:
+            with clock.stopped():
+                tell = yield
+            stages.send(tell)
+    except StopIteration as ended:
+        made: Made = ended.value
+        return made
+    finally:
+        stages.close()
 
 
 def mark_of(path: Path) -> Mark:

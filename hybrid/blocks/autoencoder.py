@@ -109,11 +109,13 @@ class GlobalAttention(nn.Module):
         asking = normed if context is None else self.norm2(context)
         q, k, v = (self._heads(part) for part in (self.q(asking), self.k(normed), self.v(normed)))
         attended = attend(q, k, v, None).transpose(1, 2).flatten(2)
-        return x + self.proj(attended.reshape(x.shape))
+        mixed: Tensor = x + self.proj(attended.reshape(x.shape))
+        return mixed
 
     def _heads(self, grid: Tensor) -> Tensor:
         """(B, *spatial, C) to (B, h, N, d)."""
-        return grid.flatten(1, -2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = grid.flatten(1, -2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return heads
 
 
 class Downsample(nn.Module):

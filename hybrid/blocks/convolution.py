@@ -148,7 +148,8 @@ class LargeKernelMixer(nn.Module):
     def _mix(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
         gate = self.large(F.gelu(self.context(normed)))
-        return x + self.proj(gate * self.value(normed), scale=self.scale)
+        mixed: Tensor = x + self.proj(gate * self.value(normed), scale=self.scale)
+        return mixed
 
 
 class EdgeFeedForward(nn.Module):
@@ -175,7 +176,8 @@ class EdgeFeedForward(nn.Module):
 
     def _feed(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.fc1(self.norm(x)))
-        return x + self.fc2(hidden + F.gelu(self.edge(hidden)), scale=self.scale)
+        mixed: Tensor = x + self.fc2(hidden + F.gelu(self.edge(hidden)), scale=self.scale)
+        return mixed
 
 
 def edge_masks(spatial_dims: int) -> dict[str, Tensor]:

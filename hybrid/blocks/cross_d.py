@@ -113,7 +113,8 @@ def shifts(predicted: Tensor) -> Tensor:
     """
     axis = predicted[:, :ANGLE] / (torch.linalg.vector_norm(predicted[:, :ANGLE], dim=1, keepdim=True) + 1e-8)
     angle = torch.tanh(predicted[:, ANGLE:]) * LARGEST_ANGLE
-    return 1 + angle * (axis.roll(1, 1) - axis.roll(-1, 1))
+    rotations: Tensor = 1 + angle * (axis.roll(1, 1) - axis.roll(-1, 1))
+    return rotations
 
 
 def slicing_matrices(shift: Tensor, edge: int) -> Tensor:

@@ -109,15 +109,18 @@ class CrossShapedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C) to the same; sides of any length."""
         kinds = [self._slabs(x, kind) for kind in range(len(self.directions))]
+        mixed: Tensor
         if torch.is_grad_enabled():
-            return self.proj(torch.cat([part for kind in kinds for _, part in kind], -1))  # a slab is then the whole grid
+            mixed = self.proj(torch.cat([part for kind in kinds for _, part in kind], -1))  # a slab is then the whole grid
+            return mixed
         attended: Tensor | None = None
         for channels, kind in zip(range(0, x.shape[-1], x.shape[-1] // len(kinds)), kinds, strict=True):
             for place, part in kind:
                 attended = part.new_empty(x.shape) if attended is None else attended
                 attended[place][..., channels : channels + part.shape[-1]] = part
         assert attended is not None
-        return self.proj(attended)
+        mixed = self.proj(attended)
+        return mixed
 
     def _slabs(self, x: Tensor, kind: int) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
         """Attended values (B, *slab, c) of the channels of one kind, a few bars at a time, with their place in the grid."""

@@ -20,7 +20,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) to (..., dim)."""
         if torch.is_grad_enabled():
-            return self.fc2(F.gelu(self.fc1(x)))
+            mixed: Tensor = self.fc2(F.gelu(self.fc1(x)))
+            return mixed
         tokens = x.reshape(-1, x.shape[-1])
         chunks = tokens.split(chunk_length(len(tokens)))
         return join((self.fc2(F.gelu(self.fc1(chunk))) for chunk in chunks), len(tokens)).view(*x.shape[:-1], -1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def to_image(tokens: Tensor) -> Tensor:
@@ -13,3 +14,8 @@ def to_image(tokens: Tensor) -> Tensor:
 def to_tokens(image: Tensor) -> Tensor:
     """(B, C, *spatial) in channels-last memory as (B, *spatial, C) tokens, without a copy."""
     return image.movedim(1, -1).contiguous()
+
+
+def channels_last(network: nn.Module) -> None:
+    """Lay the kernels of a network for pictures out in channels-last memory, as its grids are."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

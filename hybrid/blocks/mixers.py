@@ -166,7 +166,8 @@ class TransposedMixer(Mixer):
         self.attention = TransposedAttention(dim, self.heads, spatial_dims=spatial_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x if torch.is_grad_enabled() else x.clone(), self.norm)  # which else writes over it
+        mixed: Tensor = self.attention(x if torch.is_grad_enabled() else x.clone(), self.norm)  # which else writes over it
+        return mixed
 
 
 class LargeKernelGate(Mixer):
@@ -177,7 +178,8 @@ class LargeKernelGate(Mixer):
         self.gate = LargeKernelMixer(dim, KERNEL[spatial_dims], spatial_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gate(x)
+        gated: Tensor = self.gate(x)
+        return gated
 
 
 class WaveletMixer(Mixer):

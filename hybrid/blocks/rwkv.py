@@ -74,7 +74,7 @@ class SpatialMix(nn.Module):
     def _mixed(self, tokens: Tensor, spatial: torch.Size) -> Tensor:
         """(B, T, C) to (B, C, *spatial): channels first, as the products with the weights give them for nothing."""
         dim, across = tokens.shape[-1], tokens.mT
-        values = torch.matmul(self.value.weight, across).unflatten(2, spatial)
+        values: Tensor = torch.matmul(self.value.weight, across).unflatten(2, spatial)
         if torch.is_grad_enabled():
             keys = torch.matmul(self.key.weight, across).unflatten(2, spatial)
             return recurrent_wkv(keys, values, self.decay, self.bonus)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.blocks import exportable
-from hybrid.blocks.attention import KeptBias, attend
+from hybrid.blocks.attention import attend, expanded
 from hybrid.blocks.chunks import accumulate, chunk_length
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.windows import WindowPlan, from_windows, plan_windows, relative_index, to_windows
 
 
-class DynamicPositionBias(KeptBias):
+class DynamicPositionBias(nn.Module):
     """The bias (h, N, N) that a small network gives for each relative position (Wang et al., CrossFormer, ICLR 2022).
 
     Linear to P channels, then three times LayerNorm, ReLU and Linear, the last to h; not residual.
@@ -41,16 +41,15 @@ class DynamicPositionBias(KeptBias):
         if self.constant:
             self.requires_grad_(False)
 
-    def forward(self, dtype: torch.dtype) -> Tensor | None:  # type: ignore[override]
-        return None if self.constant else super().forward(dtype)
-
-    def _expand(self, dtype: torch.dtype) -> Tensor:
+    def forward(self, dtype: torch.dtype) -> Tensor | None:
+        if self.constant:
+            return None
         assert isinstance(self.index, Tensor) and isinstance(self.offsets, Tensor)
         with torch.autocast(self.index.device.type, enabled=False):
             rows = self.embed(self.offsets.to(self.embed.weight.dtype))  # (offsets, P)
             for layer in self.layers:
                 rows = layer(rows)
-            return rows.t().to(dtype).index_select(1, self.index).view(-1, self.queries, self.queries)
+            return expanded(rows, self.index, self.queries, dtype)
 
 
 class SplitWindowAttention(nn.Module):
@@ -82,7 +81,8 @@ class SplitWindowAttention(nn.Module):
         """(B, H, W, C) to the same; sides must be multiples of all windows; `rolled` by half a window along each axis."""
         attended, values = self._gathered(x, rolled) if torch.is_grad_enabled() else self._streamed(x, rolled)
         total = accumulate(to_tokens(self.local(to_image(values))), attended)
-        return self.proj(total)
+        mixed: Tensor = self.proj(total)
+        return mixed
 
     def _gathered(self, x: Tensor, rolled: bool) -> tuple[Tensor, Tensor]:
         """Attended and plain values, (B, H, W, C) each, all windows at once."""

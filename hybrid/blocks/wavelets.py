@@ -61,7 +61,8 @@ def inverse_haar(bands: Tensor, axes: Sequence[int] | None = None, sides: Sequen
         pairs = torch.stack([approximation + detail, approximation - detail], dim=axis + 1)
         y = pairs.flatten(axis, axis + 1)
     y = (y * 2 ** (-len(axes) / 2)).squeeze(-2)
-    return y if sides is None else y[(slice(None), *map(slice, sides))]
+    whole: Tensor = y if sides is None else y[(slice(None), *map(slice, sides))]
+    return whole
 
 
 def mirrored_signs(axes: Sequence[int], mirrored: Sequence[int]) -> list[int]:

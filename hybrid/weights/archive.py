@@ -22,11 +22,11 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from hybrid.errors import OutputError, RequestError, ResourceError, WeightsError
 from hybrid.records import DISTRIBUTION, replacing, versions
-from hybrid.weights.catalogue import Catalogue, Entry, FileName, Sha256, in_print
+from hybrid.weights.catalogue import Catalogue, Entry, FileName, Sha256, Strict, in_print
 from hybrid.weights.find import Resolved, Store, resolve
 
 log = logging.getLogger(__name__)
@@ -41,11 +41,7 @@ OnProgress = Callable[[int, int], None]
 State = Literal["imported", "already here", "comes with the package"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Packed(_Strict):
+class Packed(Strict):
     """One file of an archive.
 
     Attributes:
@@ -69,7 +65,7 @@ class Packed(_Strict):
     training_data: str
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """What an archive holds, and the version of the package that packed it."""
 
     format: Literal["hybrid-imaging weights, 1"] = "hybrid-imaging weights, 1"

@@ -39,11 +39,13 @@ Task = Literal[
 PackagePath = Annotated[str, StringConstraints(min_length=1), AfterValidator(_inside_package)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Base of what is read from a file of ours: no field beyond those named, none changed later."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class WeightsFile(_Strict):
+class WeightsFile(Strict):
     """One file of weights.
 
     Attributes:
@@ -73,7 +75,7 @@ class WeightsFile(_Strict):
         return self
 
 
-class Entry(_Strict):
+class Entry(Strict):
     """One model by the name that a user types.
 
     Attributes:
@@ -136,7 +138,7 @@ def in_print(name: str, scale: int) -> str:
     return name if scale == 1 else f"{name} x{scale}"
 
 
-class _Document(_Strict):
+class _Document(Strict):
     format: Literal[1]
     models: dict[ModelName, Entry]
 

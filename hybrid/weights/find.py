@@ -297,6 +297,15 @@ def weights_state(entry: Entry, store: Store, catalogue: Catalogue) -> str:
     return "; ".join(word if scales == "x1" else f"{word}: {scales}" for word, scales in found) or "not here"
 
 
+def is_here(state: str) -> bool:
+    """Whether a model can run without a download, at one scale at least, by what `weights_state` says.
+
+    >>> is_here("cached: x2; damaged: x4"), is_here("damaged: x4"), is_here("not here")
+    (True, False, False)
+    """
+    return any(part.split(":")[0] in ("shipped", "cached") for part in state.split("; "))
+
+
 def fallback(catalogue: Catalogue, entry: Entry, scale: int) -> Entry | None:
     """The shipped model that may stand in for an absent one at this scale, or None. The caller decides whether it does."""
     if entry.fallback is None:

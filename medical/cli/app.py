@@ -29,6 +29,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+OUTPUT_HELP = (
+    "File for one scan, folder for many: there results keep the scans' own names, such as FOLDER/NAME.nii.gz. "
+    "Default: NAME_seg.nii.gz beside the scan."
+)
+RESTORED_HELP = (
+    "NIfTI file for one scan, folder for many: there results keep the scans' own names. "
+    "Default: NAME_restored.nii.gz beside the scan."
+)
+
 
 @app.command()
 def segment(
@@ -41,13 +50,16 @@ def segment(
     option: Annotated[
         list[str] | None, typer.Option(help="What a checkpoint does not tell, such as merging=merging15. Repeatable.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for one scan, folder for many.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
     format: Annotated[
         Literal["nifti", "seg", "both"] | None, typer.Option(help="NIfTI, DICOM SEG or both. Default: both of DICOM scans.")
     ] = None,
     stack: Annotated[bool, typer.Option("--stack", help="The inputs are the channels of one scan, in order.")] = False,
     volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D NIfTI file, from 0.")] = None,
     series: Annotated[str | None, typer.Option(help="Which series of a DICOM folder: number or UID.")] = None,
+    any_modality: Annotated[
+        bool, typer.Option("--any-modality", help="Take scans whose headers name another modality than the model's.")
+    ] = False,
     roi: Annotated[
         str | None, typer.Option(help="Part to segment: i0:i1,j0:j1,k0:k1 in voxels, or a mask file, or MASK:STRUCTURE.")
     ] = None,
@@ -115,6 +127,7 @@ def segment(
             stacked=stack,
             volume=volume,
             series=series,
+            any_modality=any_modality,
             roi=roi,
             overlap=overlap,
             tta=tta,
@@ -147,11 +160,12 @@ def restore(
     protocol: Annotated[
         Path | None, typer.Option(help="YAML file: modality, intensity, orientation, axis, neighbours of a checkpoint.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="NIfTI file for one scan, folder for many. Default: NAME_restored.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=RESTORED_HELP)] = None,
     volume: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D NIfTI file, from 0.")] = None,
     series: Annotated[str | None, typer.Option(help="Which series of a DICOM folder: number or UID.")] = None,
+    any_modality: Annotated[
+        bool, typer.Option("--any-modality", help="Take scans whose headers name another modality than the model's.")
+    ] = False,
     dtype: Annotated[
         Literal["source", "float32"], typer.Option(help="source: type and scaling of the scan's file; float32: nothing rounded.")
     ] = "source",
@@ -188,6 +202,7 @@ def restore(
             output=output,
             volume=volume,
             series=series,
+            any_modality=any_modality,
             dtype=dtype,
             tile=tile,
             preview=preview,

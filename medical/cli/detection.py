@@ -48,18 +48,21 @@ def detect_evaluate(
         float | None, typer.Option(min=0, max=0.99, help="Overlap of windows; the model's own if left out.")
     ] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirror images.")] = False,
+    any_modality: Annotated[
+        bool, typer.Option("--any-modality", help="Take scans whose headers name another modality than the model's.")
+    ] = False,
     memory: Annotated[str | None, typer.Option(help="Peak memory to stay under, such as 4GB.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What the network computes in.")
     ] = "float32",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell how far it is.")] = False,
 ) -> None:
     """Score how lesions are found: FROC, average precision and AUROC of maps, or of a model, against reference masks.
 
     Give two folders, a folder and a data set, or a model and a data set. Research use, not a medical device.
     """
-    from hybrid.console import messages, progress_on
+    from hybrid.console import counted, messages
     from medical.cli.evaluate import check_model_options, check_output, check_request, load_network, read_spec, settings_of
     from medical.detection.evaluation import DetectionNetwork, DetectionPlan, MapFolder, run_detection
     from medical.detection.report import write_detection
@@ -68,6 +71,7 @@ def detect_evaluate(
 
     check_request(maps, references, model, data, spec, split, what="maps")
     given = {"--protocol": protocol, "--option": option, "--overlap": overlap, "--tta": tta or None, "--memory": memory}
+    given |= {"--any-modality": any_modality or None}
     check_model_options(model, [name for name, value in given.items() if value is not None], what="maps")
     check_output(output, None)
     if model is not None:
@@ -85,18 +89,13 @@ def detect_evaluate(
     plan = DetectionPlan(cases, values, rules)
     network = None
     if model is not None:
-        loaded = load_network(model, protocol, option or (), device, precision, settings_of(overlap, tta, memory))
+        loaded = load_network(model, protocol, option or (), device, precision, settings_of(overlap, tta, memory, any_modality))
         network = DetectionNetwork(loaded, values)
     maker = folder or network
     assert maker is not None
-    with progress_on(messages(quiet=quiet)) as progress:
-        task = progress.add_task("cases", total=len(cases.cases))
-        result = run_detection(
-            plan,
-            maker.map_of,
-            made=network.made() if network is not None else None,
-            on_progress=lambda done, _: progress.update(task, completed=done),
-        )
+    with counted(messages(quiet=quiet), "cases", len(cases.cases)) as on_progress:
+        made = network.made() if network is not None else None
+        result = run_detection(plan, maker.map_of, made=made, on_progress=on_progress)
     _show(result)
     if output is not None:
         for path in write_detection(result, output):

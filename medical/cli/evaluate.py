@@ -48,6 +48,9 @@ def evaluate(
         float | None, typer.Option(min=0, max=0.99, help="Overlap of windows; the model's own if left out.")
     ] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over mirror images.")] = False,
+    any_modality: Annotated[
+        bool, typer.Option("--any-modality", help="Take scans whose headers name another modality than the model's.")
+    ] = False,
     calibration: Annotated[
         bool, typer.Option("--calibration", help="Whether the model's probabilities are right too: plot, ECE, Brier score.")
     ] = False,
@@ -60,13 +63,13 @@ def evaluate(
     engine: Engine = "local",
     workers: Workers = None,
     address: Address = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell how far it is.")] = False,
 ) -> None:
     """Score label maps, or a model, against references: Dice, HD95 and surface Dice.
 
     Give two folders, a folder and a data set, or a model and a data set. Research use, not a medical device.
     """
-    from hybrid.console import messages, progress_on
+    from hybrid.console import counted, messages
     from hybrid.errors import RequestError
     from medical.evaluation.calibration_run import Calibrating
     from medical.evaluation.comparison import compare, read_scores
@@ -75,6 +78,7 @@ def evaluate(
 
     check_request(predictions, references, model, data, spec, split)
     given = {"--protocol": protocol, "--option": option, "--overlap": overlap, "--tta": tta or None, "--memory": memory}
+    given |= {"--any-modality": any_modality or None}
     given |= {"--calibration": calibration or None, "--engine": "ray" if engine == "ray" else None}
     asked = BatchOptions(engine, workers, address, threads)
     if calibration and engine == "ray":
@@ -91,7 +95,7 @@ def evaluate(
         title = folder.folder.resolve().name if folder is not None else Path(str(model)).stem
         plan = plan_data_set(described, data, split, title=title, conventions=conventions)
     earlier = read_scores(against) if against is not None else None  # a slip is better found before the work than after
-    run = replace(settings_of(overlap, tta, memory), probabilities=calibration)
+    run = replace(settings_of(overlap, tta, memory, any_modality), probabilities=calibration)
     maker = load_network(model, protocol, option or (), device, precision, run, threads) if model is not None else None
     calibrated = Calibrating(maker, plan) if maker is not None and calibration else None
     predict = folder or calibrated or maker
@@ -100,11 +104,8 @@ def evaluate(
     on_ray = (
         _on_ray(maker, plan, model, option or (), device, precision, asked) if maker is not None and engine == "ray" else None
     )
-    with progress_on(messages(quiet=quiet)) as progress:
-        task = progress.add_task("cases", total=len(plan.cases))
-        result = run_evaluation(
-            plan, predict, made=made, on_progress=lambda done, _: progress.update(task, completed=done), engine=on_ray
-        )
+    with counted(messages(quiet=quiet), "cases", len(plan.cases)) as on_progress:
+        result = run_evaluation(plan, predict, made=made, on_progress=on_progress, engine=on_ray)
     comparison = compare(result, earlier) if earlier is not None and result.scored else None
     reliability = calibrated.results() if calibrated is not None else ()
     _show(result, comparison, reliability)
@@ -177,12 +178,13 @@ def _conventions(spec: SegmentationSpec | None, **chosen: Any) -> Conventions:
     return Conventions(**usual | {name: value for name, value in chosen.items() if value is not None})
 
 
-def settings_of(overlap: float | None, tta: bool, memory: str | None) -> SegmentSettings:
+def settings_of(overlap: float | None, tta: bool, memory: str | None, any_modality: bool) -> SegmentSettings:
     """How a model is run."""
     from hybrid.memory import parse_size
     from medical.segmentation.run import SegmentSettings
 
-    return SegmentSettings(overlap=overlap, mirror=tta, memory=parse_size(memory) if memory is not None else None)
+    limit = parse_size(memory) if memory is not None else None
+    return SegmentSettings(overlap=overlap, mirror=tta, memory=limit, any_modality=any_modality)
 
 
 def load_network(

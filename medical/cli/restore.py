@@ -48,6 +48,7 @@ class Request:
     output: Path | None
     volume: int | None
     series: str | None
+    any_modality: bool
     dtype: Literal["source", "float32"]
     tile: int | None
     preview: bool
@@ -66,7 +67,8 @@ class Request:
         Raises:
             RequestError: A size that is none.
         """
-        run = RestoreSettings(self.dtype, self.tile, parse_size(self.memory) if self.memory is not None else None)
+        memory = parse_size(self.memory) if self.memory is not None else None
+        run = RestoreSettings(self.dtype, self.tile, memory, self.any_modality)
         return FileSettings(run, self.preview, self.overwrite, self.volume, self.series)
 
 
@@ -120,11 +122,14 @@ def _load(request: Request, talk: Console) -> Restorer:
 
         found = find_weights(request.source, on_progress=on_download)
         restorer = build_restorer(found, protocol=protocol, device=request.device, precision=request.precision)
-    if restorer.network.source is not None and restorer.network.source.notice:
-        talk.print(restorer.network.source.notice, style="dim")
-    if (verdict := restorer.network.precision_verdict) is not None and verdict.worth_telling:
-        talk.print(verdict.sentence, style="dim")
     return restorer
+
+
+def _notices(restorer: Restorer) -> list[str]:
+    """What users should be told of the weights and of what they compute in, with the first scan that runs."""
+    source, verdict = restorer.network.source, restorer.network.precision_verdict
+    told = [source.notice] if source is not None and source.notice else []
+    return [*told, *([verdict.sentence] if verdict is not None and verdict.worth_telling else [])]
 
 
 def _restore_all(
@@ -148,7 +153,7 @@ def _restore_all(
         def tell_of(made: Made) -> None:
             _report(made.report, talk, request.json)
 
-        watcher = ScanWatcher(talk, request.json, several, progress, bar, tell_of)
+        watcher = ScanWatcher(talk, request.json, several, progress, bar, tell_of, _notices(restorer))
         items = items_of(jobs, request.inputs, settings)
         failures = run_batch(items, _engine(restorer, settings, request, several), batch, watcher)
     if len(failures) < len(jobs):
@@ -185,6 +190,7 @@ def _plan_all(
     out = results()
     failures: list[Failure] = []
     per_pixel: float | None = None
+    notices = _notices(restorer)
     for job in jobs:
         try:
             outputs = check_targets(job, replace(settings, overwrite=True))  # a plan replaces nothing
@@ -193,6 +199,8 @@ def _plan_all(
             failures.append((job, error))
             tell_failure(failures[-1], talk, several=several, as_json=request.json)
             continue
+        while notices:
+            talk.print(notices.pop(0), style="dim")
         for doubt in doubtful:
             talk.print(f"{job.source.name}: {doubt}", style="yellow")
         per_pixel = per_pixel or seconds_per_pixel(restorer)

@@ -30,13 +30,13 @@ def restore_evaluate(
         Literal["auto", "float32", "bf16", "fp16"], typer.Option(help="What the network computes in.")
     ] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads to compute with.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell how far it is.")] = False,
 ) -> None:
     """Score a denoiser on scans that are given Rician noise: PSNR and SSIM against the noisy scans and classical methods.
 
     The same noise in every run. Classical methods are told its strength, the network is not. Research use, not a medical device.
     """
-    from hybrid.console import messages, progress_on
+    from hybrid.console import counted, messages
     from hybrid.devices import set_threads
     from hybrid.errors import RequestError
     from medical.cli.evaluate import print_table
@@ -50,8 +50,7 @@ def restore_evaluate(
     set_threads(threads)
     given = read_restoration_protocol(protocol) if protocol is not None else None
     restorer = load_restorer(model, protocol=given, device=device, precision=precision)
-    with progress_on(messages(quiet=quiet)) as progress:
-        task = progress.add_task("volumes", total=None)
+    with counted(messages(quiet=quiet), "volumes") as on_progress:
         result = evaluate_denoising(
             restorer,
             data,
@@ -59,7 +58,7 @@ def restore_evaluate(
             sigmas=tuple(sigma or (0.03, 0.06, 0.1)),
             classical=against or (),
             cases=cases,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            on_progress=on_progress,
         )
     print_table(f"{model}, {len(result.facts['cases'])} scans of {data.resolve().name}, split {split}", HEADER, result.table())
     typer.echo("Noise: Rician, of the original's 99th percentile, which is the peak of PSNR and SSIM too.")

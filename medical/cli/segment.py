@@ -56,6 +56,7 @@ class Request:
     stacked: bool
     volume: int | None
     series: str | None
+    any_modality: bool
     roi: str | None
     overlap: float | None
     tta: bool
@@ -100,6 +101,7 @@ class Request:
             largest_component=self.largest_component,
             fill_holes=self.fill_holes,
             probabilities=self.probabilities,
+            any_modality=self.any_modality,
         )
         protocol = read_protocol(self.protocol) if self.protocol is not None else None
         settings = FileSettings(
@@ -184,8 +186,6 @@ def _load(request: Request, talk: Console) -> SegmentationNetwork:
 
         found = find_weights(request.source, on_progress=on_download)
         network = build(found, device=request.device, precision=request.precision, **network_options(request.options))
-    if (verdict := network.precision_verdict) is not None and verdict.worth_telling:
-        talk.print(verdict.sentence, style="dim")
     return network
 
 
@@ -226,15 +226,17 @@ def _segment_all(
 
         watcher = ScanWatcher(talk, request.json, several, progress, bar, tell_of, _notices(networks))
         items = items_of(jobs, request.inputs, settings)
-        failures = run_batch(items, _engine(networks, settings, request, several), batch, watcher)
+        # Of places elsewhere no more is taken than is under way: they may fall silent.
+        engine = _engine(networks, settings, request, several, overlap=several and place.mirror is None)
+        failures = run_batch(items, engine, batch, watcher)
     if len(failures) < len(jobs):
         talk.print(f"{RESEARCH_USE}.", style="dim")
     return [(item.work, error) for item, error in failures]
 
 
-def _engine(networks: Networks, settings: FileSettings, request: Request, several: bool) -> Engine:
+def _engine(networks: Networks, settings: FileSettings, request: Request, several: bool, *, overlap: bool) -> Engine:
     if request.batch.engine == "local":
-        return Local(SegmentWorker(networks, settings, several))
+        return Local(SegmentWorker(networks, settings, several), overlap)
     import torch
 
     from hybrid.batch.cluster import OnRay
@@ -294,8 +296,10 @@ def _plan_all(
 
 
 def _notices(networks: Networks) -> list[str]:
-    """What users should be told of the weights, each once."""
-    return list(dict.fromkeys(network.source.notice for network in networks if network.source and network.source.notice))
+    """What users should be told of the weights and of what they compute in, each once, with the first scan that runs."""
+    verdicts = [verdict for network in networks if (verdict := network.precision_verdict) is not None]
+    told = [network.source.notice for network in networks if network.source and network.source.notice]
+    return list(dict.fromkeys([*(each.sentence for each in verdicts if each.worth_telling), *told]))
 
 
 def _report(outcome: Outcome, talk: Console, as_json: bool, told: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from hybrid.bounded_files import open_bounded
 from hybrid.errors import InputError, ResourceError
 
 UNREADABLE = (
@@ -30,6 +31,10 @@ UNREADABLE = (
 """What pydicom raises on files that are damaged; it documents none of it."""
 UNREADABLE_VALUE = (*UNREADABLE, OSError)
 """The same for values in memory, parsed when they are asked for; it says OSError where they end too early."""
+UNSOUND_ZIP = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, NotImplementedError, ValueError, OverflowError,
+)  # fmt: skip
+"""What zipfile raises on archives that are damaged or made up: versions of the format, names and places that there are not."""
 
 MAX_MEMBERS = 200_000
 MAX_UNPACKED = 64 << 30
@@ -123,7 +128,7 @@ def contents(files: Iterable[DicomFile]) -> Iterator[tuple[DicomFile, BinaryIO]]
     try:
         for file in files:
             if file.member is None:
-                with _reading(file.path), file.path.open("rb") as stream:
+                with _reading(file.path), open_bounded(file.path) as stream:
                     yield file, stream
                 continue
             if archive is None or archive.filename != str(file.path):
@@ -253,6 +258,8 @@ def _check_zip(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise InputError(f"{path.name} is locked by a password.", hint="Unpack it first.")
     if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in members):
         raise InputError(f"{path.name} is packed by an unusual method.", hint="Unpack it first.")
+    if sum(info.compress_size for info in members) > path.stat().st_size:
+        raise InputError(f"{path.name} is a damaged zip: it claims more than it holds.", hint="Copy or pack it again.")
     bomb = any(info.file_size > (info.compress_size + 1) * _DEFLATE_LIMIT for info in members)
     if bomb or len(members) > MAX_MEMBERS or sum(info.file_size for info in members) > MAX_UNPACKED:
         raise InputError(f"{path.name} claims to hold more than a scan does.", hint="Unpack it first, if you trust it.")
@@ -263,7 +270,7 @@ def _reading(path: Path) -> Iterator[None]:
     """What goes wrong in reading a file, in words."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+    except UNSOUND_ZIP as error:
         raise InputError(f"{path.name} is a damaged zip.", hint="Copy or pack it again.") from error
     except OSError as error:
         raise InputError(f"{path.name} could not be read: {error.strerror or error}.", hint="Check the file.") from error

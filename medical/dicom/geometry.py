@@ -50,7 +50,8 @@ def normal_of(orientation: tuple[float, ...]) -> np.ndarray:
             "The slices' ImageOrientationPatient is not two perpendicular directions.", hint="Export the series again."
         )
     normal = np.cross(along_row, along_column)
-    return normal / np.linalg.norm(normal)
+    unit: np.ndarray = normal / np.linalg.norm(normal)
+    return unit
 
 
 def repeated(distances: np.ndarray) -> np.ndarray:
@@ -101,7 +102,8 @@ def position_of(grid: Grid, k: int) -> np.ndarray:
     >>> position_of(Grid((2, 2, 2), np.diag([-1.0, -1, 3, 1])), 1)
     array([0., 0., 3.])
     """
-    return (_LPS_TO_RAS @ grid.affine @ (0, 0, k, 1))[:3] + 0.0
+    place: np.ndarray = (_LPS_TO_RAS @ grid.affine @ (0, 0, k, 1))[:3] + 0.0
+    return place
 
 
 def _check_gaps(distances: np.ndarray) -> None:

@@ -51,11 +51,13 @@ def read_frames(frames: Sequence[Frame], on_progress: OnProgress | None = None) 
     needed = columns * rows * len(frames) * plan.dtype.itemsize
     if needed > psutil.virtual_memory().available:
         raise ResourceError(f"The series takes {needed / 1e9:.1f} GB of memory, more than there is.", hint="Crop or resample it.")
-    slices = np.empty((len(frames), rows, columns), plan.dtype)
+    slices = np.empty((0, rows, columns), plan.dtype)
     lowest, padding = np.inf, []
     for done, (k, dataset) in enumerate(_datasets(frames), 1):
         stored = _decode(dataset, frames[k], k)
-        slices[k] = _rescale(stored, dataset, frames[k], plan)
+        if not slices.size:  # headers claim sizes: no memory is taken before one slice has the size that it says
+            slices = np.empty((len(frames), rows, columns), plan.dtype)
+        slices[k] = _rescale(stored, dataset, frames[k], plan, k)
         if plan.dtype.kind == "f" and not np.isfinite(slices[k]).all():
             raise InputError(f"Slice {k + 1} holds values that are no finite numbers.", hint="Export the series again.")
         pad = _padding(stored, dataset)
@@ -132,11 +134,15 @@ def _decode(dataset: Dataset, frame: Frame, k: int) -> np.ndarray:
     return stored
 
 
-def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame, plan: _Plan) -> np.ndarray:
+def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame, plan: _Plan, k: int) -> np.ndarray:
+    """(rows, columns) values of a slice."""
     if plan.offset is not None:
         return stored.astype(np.int64) + plan.offset if plan.offset else stored
     if "ModalityLUTSequence" in dataset:
-        return np.asarray(apply_modality_lut(stored, dataset))
+        try:
+            return np.asarray(apply_modality_lut(stored, dataset))
+        except _UNDECODABLE as error:
+            raise _damaged(k) from error
     return stored * frame.slope + frame.intercept
 
 

@@ -143,7 +143,7 @@ def _check(path: Path, numbered: np.ndarray, frames: Sequence[Frame], structures
 
 
 def _source_frames(volume: Volume) -> tuple[Frame, ...]:
-    frames = getattr(volume.origin, "frames", None)
+    frames: tuple[Frame, ...] | None = getattr(volume.origin, "frames", None)
     if frames is None:
         raise RequestError(f"{volume.name} is no DICOM series, so a DICOM SEG has nothing to refer to.", hint=INSTEAD)
     return frames

@@ -168,7 +168,8 @@ def _distances(frames: list[Frame]) -> np.ndarray | None:
     if not all(frame.placed for frame in frames) or frames[0].orientation is None:
         return None
     try:
-        return np.array([frame.position for frame in frames]) @ normal_of(frames[0].orientation)
+        places: np.ndarray | None = np.array([frame.position for frame in frames]) @ normal_of(frames[0].orientation)
+        return places
     except InputError:
         return None
 

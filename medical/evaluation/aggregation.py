@@ -94,7 +94,8 @@ def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean along the first axis of what is a number; NaN where nothing is."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+        means: NDArray[np.float64] = np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+        return means
 
 
 def _sd(values: NDArray[np.float64]) -> float:

@@ -50,6 +50,7 @@ def cells(membranes: Mask, *, grown: bool = False) -> Segments:
         membranes: Boolean mask.
         grown: Whether each pixel of a membrane becomes part of the nearest cell; else it is 0.
     """
+    found: Segments
     found, count = ndimage.label(~membranes)
     if grown and count:
         places = ndimage.distance_transform_edt(found == 0, return_distances=False, return_indices=True)

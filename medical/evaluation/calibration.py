@@ -104,7 +104,7 @@ class Reliability:
     @property
     def bins(self) -> int:
         """Number of bins."""
-        return self.scans.counts.shape[-1]
+        return int(self.scans.counts.shape[-1])
 
     @property
     def pooled(self) -> Bins:

@@ -110,7 +110,8 @@ def compare(evaluation: Evaluation, earlier: EarlierScores) -> Comparison:
 def _row_means(values: np.ndarray, both: np.ndarray) -> np.ndarray:
     """Mean of each case over the structures that both evaluations have a score of."""
     with np.errstate(invalid="ignore"):
-        return np.where(both, values, 0).sum(axis=1) / both.sum(axis=1)
+        means: np.ndarray = np.where(both, values, 0).sum(axis=1) / both.sum(axis=1)
+        return means
 
 
 def _cells(metric: Metric, test: Paired) -> tuple[str, str]:

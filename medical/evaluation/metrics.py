@@ -281,4 +281,5 @@ def _distances(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDAr
     voxel of the box.
     """
     # Voxels lie on a lattice, where a balanced tree is slow to build and no faster to ask.
-    return KDTree(others, leafsize=32, balanced_tree=False, compact_nodes=False).query(points)[0]
+    distances: NDArray[np.float64] = KDTree(others, leafsize=32, balanced_tree=False, compact_nodes=False).query(points)[0]
+    return distances

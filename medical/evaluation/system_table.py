@@ -111,11 +111,13 @@ class System:
     @property
     def seconds(self) -> float:
         """Median over the cases, from file to labels."""
-        return median([row["seconds"] for row in self.facts["results"] if row.get("seconds")] or [math.nan])
+        seconds: float = median([row["seconds"] for row in self.facts["results"] if row.get("seconds")] or [math.nan])
+        return seconds
 
     def mean(self, structure: str, metric: Metric) -> float | None:
         """Over the cases."""
-        return self.facts["means"][structure][metric]["mean"]
+        found: float | None = self.facts["means"][structure][metric]["mean"]
+        return found
 
     def cases(self, metric: Metric) -> list[float]:
         """Mean over the structures of each case; NaN where there is none."""

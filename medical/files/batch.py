@@ -10,13 +10,14 @@ from typing import Any
 from hybrid.batch import engine as batch
 from hybrid.batch.journal import options_digest
 from hybrid.batch.place import name_below
+from hybrid.batch.work import Stages, finish
 from hybrid.devices import set_threads
 from hybrid.errors import HybridError
 from hybrid.loading import check_same_weights
 from hybrid.records import sha256_file
 from medical.files.inputs import Job
 from medical.files.outputs import FileSettings, planned_outputs
-from medical.files.segment import is_done, members_of, segment_file
+from medical.files.segment import is_done, members_of, segment_stages
 from medical.loading import build, find_weights
 from medical.models.base import SegmentationNetwork
 from medical.segmentation.preparation import Preparation
@@ -47,21 +48,23 @@ class SegmentWorker:
 
     def run(self, work: Job, *, replace: bool, tell: batch.Tell) -> batch.Made:
         """Segment a scan; its folder is there. The report is the `Outcome`, and what was told before the network ran."""
+        return finish(self.stages(work, replace=replace), tell)
+
+    def stages(self, work: Job, *, replace: bool) -> Stages[batch.Made]:
+        """The same in stages."""
         settings = self.settings if not replace else _overwriting(self.settings)
         if self.resume and is_done(work, self.networks[0], settings, ensemble=self.networks[1:]):
             return batch.Made(tuple(path for path in planned_outputs(work, settings) if path.exists()), skipped=True)
         told: list[str] = []
 
-        def begin(way: Preparation, plan: WindowPlan, doubtful: Sequence[str]) -> None:
+        def begin(tell: batch.Tell, way: Preparation, plan: WindowPlan, doubtful: Sequence[str]) -> None:
             for doubt in doubtful:
                 tell.say(f"{work.source.name}: {doubt}", "yellow")
             told.extend(doubtful)
             if plan.tiles.count * plan.views >= MANY_WINDOWS:
                 tell.say(f"{work.source.name}: {way.describe()}; {plan.describe()}", "dim")
 
-        outcome = segment_file(
-            self.networks[0], work, settings, ensemble=self.networks[1:], on_start=begin, on_progress=tell.progress
-        )
+        outcome = yield from segment_stages(self.networks[0], work, settings, ensemble=self.networks[1:], on_start=begin)
         return batch.Made(outcome.outputs, (outcome, tuple(told)))
 
 

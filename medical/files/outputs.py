@@ -71,7 +71,7 @@ class FileSettings:
     def facts(self) -> dict[str, Any]:
         """What changes a label map, as plain values."""
         facts = asdict(self.run) | {"volume": self.volume, "series": self.series}
-        for name in ("memory", "probabilities"):  # change no label
+        for name in ("memory", "probabilities", "any_modality"):  # change no label
             del facts[name]
         facts |= {"uncertainty": True} if self.uncertainty else {}  # left out else, as in records of runs without it
         facts |= {"deidentified": True} if self.pseudonyms is not None else {}
@@ -133,12 +133,22 @@ def check_targets(job: Job, settings: FileSettings) -> tuple[Path, ...]:
         RequestError: One would take the place of the scan; or as `planned_outputs`.
     """
     outputs = planned_outputs(job, settings)
-    keep_inputs(outputs, real_places(job.sources))
+    check_writable(outputs, job.sources, overwrite=settings.overwrite)
+    return outputs
+
+
+def check_writable(outputs: tuple[Path, ...], sources: tuple[Path, ...], *, overwrite: bool) -> None:
+    """Refuse outputs that would take the place of a scan or a folder, or, unless they may be replaced, of anything.
+
+    Raises:
+        OutputError: One is a folder, or is there and may not be replaced.
+        RequestError: One would take the place of the scan.
+    """
+    keep_inputs(outputs, real_places(sources))
     if (folder := next((path for path in outputs if path.is_dir()), None)) is not None:
         raise OutputError(f"{folder} is a folder.", hint="Choose another --output.")
-    if not settings.overwrite:
+    if not overwrite:
         check_absent(outputs)
-    return outputs
 
 
 def check_jobs(jobs: Sequence[Job], settings: FileSettings, *, inputs: Sequence[Path] = ()) -> None:
@@ -210,12 +220,23 @@ def sources_sha256(sources: tuple[Path, ...]) -> str:
     Raises:
         InputError: A file cannot be read, or is gone.
     """
-    files = [file for source in sources for file in ([source] if source.is_file() else _visible(source))]
     try:
-        digests = [sha256_file(file) for file in files]
+        digests = [sha256_file(file) for file in _files_of(sources)]
     except OSError as error:
         raise InputError(f"{sources[0].name} could not be read: {error.strerror}.", hint="Check its files.") from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
+
+
+def sources_bytes(sources: tuple[Path, ...]) -> int:
+    """The size of a scan's files; 0 where they cannot be looked at, which reading them will tell."""
+    try:
+        return sum(file.stat().st_size for file in _files_of(sources))
+    except OSError:
+        return 0
+
+
+def _files_of(sources: tuple[Path, ...]) -> list[Path]:
+    return [file for source in sources for file in ([source] if source.is_file() else _visible(source))]
 
 
 def orphans(job: Job, outputs: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hybrid.batch.work import Listener, Stages, Stopwatch, Tell, finish
 from hybrid.memory import release_memory
 from hybrid.precision.check import verdict_facts
 from hybrid.records import Record, timestamp, write_bytes, write_record
@@ -23,6 +23,7 @@ from medical.files.outputs import (
     check_targets,
     orphans,
     possible_outputs,
+    sources_bytes,
     sources_sha256,
 )
 from medical.files.picture_outputs import write_picture_outputs
@@ -46,6 +47,8 @@ from medical.volumes.volume import Volume, stem
 if TYPE_CHECKING:
     from medical.results.report import ModelFacts
 
+BESIDE = 32 * 2**20
+"""Bytes of a scan's files up to which it is read, and its results are written, beside the computing of others."""
 OnStart = Callable[[Preparation, WindowPlan, tuple[str, ...]], None]
 """Receives the way of a scan to the network, the windows over it, and what makes its result doubtful, one sentence each."""
 
@@ -148,33 +151,71 @@ def segment_file(
         RequestError: The request does not go with the scan or the network.
         ResourceError: It does not fit the memory.
     """
-    settings = settings or FileSettings()
-    started, clock = timestamp(), time.perf_counter()
+
+    def start(tell: Tell, way: Preparation, plan: WindowPlan, doubtful: tuple[str, ...]) -> None:
+        if on_start is not None:
+            on_start(way, plan, doubtful)
+
+    stages = segment_stages(network, job, settings or FileSettings(), ensemble=ensemble, on_start=start)
+    return finish(stages, Listener(on_progress))
+
+
+def segment_stages(
+    network: SegmentationNetwork,
+    job: Job,
+    settings: FileSettings,
+    *,
+    on_start: Callable[[Tell, Preparation, WindowPlan, tuple[str, ...]], None],
+    ensemble: Sequence[SegmentationNetwork] = (),
+) -> Stages[Outcome]:
+    """What `segment_file` does, with pauses before and after the network runs, where files and memory allow it.
+
+    Args:
+        network, job, settings, ensemble: As of `segment_file`.
+        on_start: As of `segment_file`; also receives where to tell.
+
+    Raises:
+        HybridError: As `segment_file`.
+    """
+    started, clock = timestamp(), Stopwatch()
     outputs = check_targets(job, settings)
     protocol = protocol_of(network, settings.protocol)
-    volume = read_scan(job.sources, channels=len(protocol.channels), volume=settings.volume, series=settings.series)
-    digest = sources_sha256(job.sources)
+
+    def read() -> tuple[Volume, str]:
+        volume = read_scan(job.sources, channels=len(protocol.channels), volume=settings.volume, series=settings.series)
+        return volume, sources_sha256(job.sources)
+
+    apart = settings.run.memory is None and sources_bytes(job.sources) <= BESIDE
+    if apart:
+        volume, digest = read()
+    with clock.stopped():
+        tell = yield
+    if not apart:
+        volume, digest = read()
     outputs, notes = possible_outputs(outputs, volume, settings)
     if settings.pseudonyms is not None and any(path.suffix == ".dcm" for path in outputs):
         notes = (*notes, DEIDENTIFIED)
     with staged(outputs, overwrite=settings.overwrite, orphans=orphans(job, outputs)) as folder:
-        if on_start is not None:
-            way, plan = plan_volume(volume, network, settings.run, protocol)
-            check_memory(plan, device_of(network), settings.run.memory, reserve=way.prepared_bytes(len(volume.values)))
-            on_start(way, plan, (*volume.warnings, *doubts(volume, protocol, way)))
-        result = _segmented(volume, (network, *ensemble), settings, folder, on_progress)
+        way, plan = plan_volume(volume, network, settings.run, protocol)
+        check_memory(plan, device_of(network), settings.run.memory, reserve=way.prepared_bytes(len(volume.values)))
+        on_start(tell, way, plan, (*volume.warnings, *doubts(volume, protocol, way)))
+        result = _segmented(volume, (network, *ensemble), settings, folder, tell.progress)
         result = replace(result, notes=(*result.notes, *notes))
         release_memory()
+        if apart:
+            with clock.stopped():
+                yield
         figures = _figures(volume, result)
         names = tuple(path.name for path in outputs)
         done = _Run(network, job, settings, protocol, volume, result, figures, names, digest, started)
         done.write_maps(folder)
-        record = done.record(time.perf_counter() - clock)
+        record = done.record(clock.seconds)
         if settings.report and not done.of_picture:
             done.write_report(folder, record)
         write_record(record, folder / names[0])
-    seconds = time.perf_counter() - clock
-    return Outcome(job.source, outputs, figures, result.plan.describe(), result.way, seconds, result.notes, done.uncertainty)
+    return Outcome(
+        job.source, outputs, figures, result.plan.describe(), result.way, clock.seconds, result.notes, done.uncertainty
+    )
 
 
 def members_of(networks: Sequence[SegmentationNetwork], settings: FileSettings) -> tuple[Member, ...]:

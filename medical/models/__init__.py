@@ -21,4 +21,5 @@ MODULES = {
 
 def family(name: str) -> Family:
     """Import one family by its registry name."""
-    return import_module(MODULES[name]).FAMILY
+    found: Family = import_module(MODULES[name]).FAMILY
+    return found

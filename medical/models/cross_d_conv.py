@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from hybrid.blocks.cross_d import HIDDEN, CrossDConv
 from hybrid.errors import WeightsError
+from hybrid.families import build_from, create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from medical.models.base import ClassificationNetwork, Family, SegmentationCard
 
@@ -96,7 +97,8 @@ class Block(nn.Module):
         y = x
         for step in first:
             y = step(y).relu_()
-        return (last(y) + self.shortcut(x)).relu_()
+        mixed: Tensor = (last(y) + self.shortcut(x)).relu_()
+        return mixed
 
 
 class Encoder(nn.Module):
@@ -147,7 +149,8 @@ class CrossDResNet(ClassificationNetwork):
 
     def classify(self, x: Tensor) -> Tensor:
         *_, last = self.encoder(x)
-        return self.fc(last.flatten(2).mean(-1))
+        scores: Tensor = self.fc(last.flatten(2).mean(-1))
+        return scores
 
 
 KEYS = KeyMap(
@@ -200,20 +203,11 @@ def read_config(state: Mapping[str, Tensor], head: str) -> CrossDConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> CrossDResNet:
-    """The ResNet for a checkpoint. `options` are fields of CrossDConfig.
-
-    Raises:
-        WeightsError: As `read_config`.
-    """
-    return CrossDResNet(replace(read_config(state, "fc.weight"), **options))
-
-
 FAMILY = Family(
     name="cross_d_conv",
     matches=lambda state: is_encoder(state) and "fc.weight" in state,
-    build=build,
-    create=lambda **options: CrossDResNet(CrossDConfig(**options)),
+    build=build_from(CrossDResNet, partial(read_config, head="fc.weight")),
+    create=create_from(CrossDResNet, CrossDConfig),
     options=(),
     keys=KEYS,
     derived=DERIVED,

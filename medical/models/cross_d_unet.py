@@ -9,14 +9,13 @@ Axis letters: B batch, C channels. Images are (B, C, *spatial).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.families import build_from, create_from
 from medical.models.base import Family, SegmentationCard, SegmentationNetwork
 from medical.models.cross_d_conv import (
     DERIVED,
@@ -70,7 +69,8 @@ class CrossDUNet(SegmentationNetwork):
         grid = skips.pop()
         for block in self.decoder.values():
             grid = block(grid, skips.pop())
-        return self.head(grid)
+        logits: Tensor = self.head(grid)
+        return logits
 
 
 def _card(config: CrossDConfig) -> SegmentationCard:
@@ -87,20 +87,11 @@ def _card(config: CrossDConfig) -> SegmentationCard:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> CrossDUNet:
-    """The U-Net for a checkpoint. `options` are fields of CrossDConfig.
-
-    Raises:
-        WeightsError: Its first kernel is none of a published network's.
-    """
-    return CrossDUNet(replace(read_config(state, "head.weight"), **options))
-
-
 FAMILY = Family(
     name="cross_d_unet",
     matches=lambda state: is_encoder(state) and "head.weight" in state,
-    build=build,
-    create=lambda **options: CrossDUNet(CrossDConfig(**options)),
+    build=build_from(CrossDUNet, partial(read_config, head="head.weight")),
+    create=create_from(CrossDUNet, CrossDConfig),
     options=(),
     keys=KEYS,
     derived=DERIVED,

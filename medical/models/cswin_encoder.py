@@ -80,7 +80,7 @@ class CSWinConfig:
 
     def width(self, stage: int) -> int:
         """Channels of a stage's grid."""
-        return self.embed_dim * 2 ** (stage - 1)
+        return self.embed_dim << (stage - 1)
 
     def blocks(self, stage: int) -> nn.Sequential:
         """The blocks of a stage. Stochastic depth rises from block to block up to `drop_path` at the last one."""
@@ -104,7 +104,8 @@ class Merging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C) to (B, *spatial / stride rounded up, 2 C)."""
-        return self.norm(to_tokens(self.conv(to_image(x))))
+        merged: Tensor = self.norm(to_tokens(self.conv(to_image(x))))
+        return merged
 
 
 class Encoder(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.mixers import MIXERS, Mixer, MixerBlock, mixer_name, width_step
+from hybrid.families import build_from
 from hybrid.initialisation import initialise_linears
 from hybrid.parameter_budget import widths_for
 from hybrid.weights.keys import KeyMap, count_numbered
@@ -84,7 +85,8 @@ class MixerUNet(SegmentationNetwork):
         kept.pop()
         for up, level in zip(self.ups, self.decoder, strict=True):
             grid = level(accumulate(to_tokens(up(to_image(grid))).float(), kept.pop()))
-        return self.head(to_image(self.last(grid, stem)))
+        logits: Tensor = self.head(to_image(self.last(grid, stem)))
+        return logits
 
 
 def _places(config: MixerUNetConfig, start: int) -> list[tuple[int, int]]:
@@ -139,11 +141,6 @@ def read_config(state: Mapping[str, Tensor]) -> MixerUNetConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> MixerUNet:
-    """The network for a checkpoint, which tells all; there are no options."""
-    return MixerUNet(replace(read_config(state), **options))
-
-
 def create(parameters: int | None = None, **options: Any) -> MixerUNet:
     """The network for a training: fields of MixerUNetConfig.
 
@@ -166,4 +163,6 @@ def create(parameters: int | None = None, **options: Any) -> MixerUNet:
     return make(*widths_for(parameters, make, width_step(config.spatial_dims)))
 
 
-FAMILY = Family(name="mixer_unet", matches=matches, build=build, create=create, options=(), keys=KeyMap())
+FAMILY = Family(
+    name="mixer_unet", matches=matches, build=build_from(MixerUNet, read_config), create=create, options=(), keys=KeyMap()
+)

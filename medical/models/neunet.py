@@ -20,8 +20,8 @@ from hybrid.blocks.wavelets import haar, mirrored_signs
 from hybrid.errors import WeightsError
 from hybrid.weights.keys import KeyMap, count_numbered
 from medical.models.base import Family, SegmentationCard, SegmentationNetwork
-from medical.models.neunet_blocks import ConvBlock, SubPixelUp, logits
-from medical.models.unet_blocks import CONVOLUTIONS, SLOPE
+from medical.models.neunet_blocks import ConvBlock, SubPixelUp
+from medical.models.unet_blocks import CONVOLUTIONS, SLOPE, logits
 
 Axes = tuple[int, ...]
 
@@ -183,7 +183,7 @@ class NeUNet(SegmentationNetwork):
         missing = [m - n for m, n in zip(self.padded(shape), shape, strict=True)]
         x = F.pad(x, [n for m in reversed(missing) for n in (0, m)])
         with self._computing(x):
-            found = self.decoder(self.encoder(_tokens(x)), all_heads=True)
+            found: list[Tensor] = self.decoder(self.encoder(_tokens(x)), all_heads=True)
         for s, stride in enumerate(self.config.strides[:-1]):
             scale = tuple(n * step for n, step in zip(scale, stride, strict=True))
             sides = (slice(-(-n // step)) for n, step in zip(shape, scale, strict=True))
@@ -198,8 +198,8 @@ class NeUNet(SegmentationNetwork):
             mirrored: Spatial axes along which `x` is the mirror image of a scan whose own wavelets, mirrored, shall be the
                 inputs. The published test-time augmentation does so, though training did not; see `wavelet_inputs`.
         """
-        [found] = self.decoder(self.encoder(_tokens(x), mirrored), all_heads=False)
-        return found
+        found: list[Tensor] = self.decoder(self.encoder(_tokens(x), mirrored), all_heads=False)
+        return found[0]
 
 
 def wavelet_inputs(x: Tensor, strides: Sequence[Axes], mirrored: Sequence[int] = ()) -> Iterator[Tensor]:

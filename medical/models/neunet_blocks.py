@@ -52,7 +52,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """(B, *spatial, C) to (B, *spatial / stride, C'); several parts stand for one grid with all their channels."""
-        return self.norm(self._convolve(parts))
+        mixed: Tensor = self.norm(self._convolve(parts))
+        return mixed
 
     def _convolve(self, parts: tuple[Tensor, ...]) -> Tensor:
         """The sum over the parts, which are never joined.
@@ -103,12 +104,5 @@ def pixel_shuffle(x: Tensor, factors: Sequence[int]) -> Tensor:
     y = x.unflatten(-1, (-1, *factors))
     order = chain.from_iterable((1 + axis, n + 2 + axis) for axis in range(n))
     sides = [side * factor for side, factor in zip(x.shape[1:-1], factors, strict=True)]
-    return y.permute(0, *order, n + 1).reshape(len(x), *sides, -1)
-
-
-def logits(grid: Tensor, head: nn.Module) -> Tensor:
-    """A 1x1 convolution, as the product that leaves its result channels-first: (B, *spatial, C) to (B, classes, *spatial)."""
-    weight, bias = head.weight, head.bias
-    assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
-    tokens = grid.flatten(1, -2).transpose(1, 2)
-    return torch.baddbmm(bias[:, None], weight.flatten(1).expand(len(grid), -1, -1), tokens).unflatten(-1, grid.shape[1:-1])
+    enlarged: Tensor = y.permute(0, *order, n + 1).reshape(len(x), *sides, -1)
+    return enlarged

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.swin import SwinBlock
 from hybrid.errors import WeightsError
+from hybrid.families import build_from, create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from medical.models.base import Family, SegmentationCard, SegmentationNetwork
-from medical.models.unet_blocks import CONVOLUTIONS, ResidualBlock, UpBlock
+from medical.models.unet_blocks import CONVOLUTIONS, ResidualBlock, UpBlock, logits
 
 PATCH = 2
 """Edge of the patches that become tokens."""
@@ -108,7 +109,8 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C) with even sides to (B, *spatial / 2, 2 C)."""
         parts = [x[(slice(None), *(slice(o, None, 2) for o in offset))] for offset in self.offsets]
-        return self.reduction(self.norm(torch.cat(parts, dim=-1)))
+        merged: Tensor = self.reduction(self.norm(torch.cat(parts, dim=-1)))
+        return merged
 
 
 class Stage(nn.Module):
@@ -139,7 +141,8 @@ class Stage(nn.Module):
             x = self.convolution(x)
         for block in self.blocks:
             x = block(x)
-        return self.merging(x)
+        merged: Tensor = self.merging(x)
+        return merged
 
 
 class Encoder(nn.Module):
@@ -157,7 +160,8 @@ class Encoder(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, C, *spatial) to the first grid, (B, *spatial / 2, C')."""
-        return self.embed_norm(to_tokens(self.embed(x)))
+        tokens: Tensor = self.embed_norm(to_tokens(self.embed(x)))
+        return tokens
 
     def hidden(self, x: Tensor) -> Tensor:
         """What the decoder sees of a grid."""
@@ -213,14 +217,7 @@ class SwinUNETR(SegmentationNetwork):
             # The clone gives one channel the strides of channels-last too, which tell torch the layout of the result.
             skip = skips.pop() if skips else self.refine["1"](x.movedim(1, -1).clone(memory_format=torch.contiguous_format))
             grid = block(grid, skip)
-        return self._logits(grid)
-
-    def _logits(self, grid: Tensor) -> Tensor:
-        """The last 1x1 convolution, as the product that leaves its result channels-first: (B, classes, *spatial)."""
-        weight, bias = self.head.weight.flatten(1), self.head.bias
-        assert bias is not None
-        tokens = grid.flatten(1, -2).transpose(1, 2)
-        return torch.baddbmm(bias[:, None], weight.expand(len(grid), -1, -1), tokens).unflatten(-1, grid.shape[1:-1])
+        return logits(grid, self.head)
 
 
 def _card(config: SwinUNETRConfig) -> SegmentationCard:
@@ -307,20 +304,11 @@ def read_config(state: Mapping[str, Tensor]) -> SwinUNETRConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> SwinUNETR:
-    """Swin UNETR for a checkpoint. `options` are fields of SwinUNETRConfig that a file cannot tell, such as `merging`.
-
-    Raises:
-        WeightsError: Patches, windows or norms are of a kind that no published network has.
-    """
-    return SwinUNETR(replace(read_config(state), **options))
-
-
 FAMILY = Family(
     name="swin_unetr",
     matches=matches,
-    build=build,
-    create=lambda **options: SwinUNETR(SwinUNETRConfig(**options)),
+    build=build_from(SwinUNETR, read_config),
+    create=create_from(SwinUNETR, SwinUNETRConfig),
     options=("merging", "normalize", "drop_path"),
     keys=KEYS,
     derived=("*.relative_position_index",),

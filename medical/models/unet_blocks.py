@@ -67,7 +67,8 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, *spatial, C) and a skip of twice its sides, (B, *2 spatial, C'), to the skip's shape."""
-        return self.block(to_tokens(self.up(to_image(x))), skip)
+        joined: Tensor = self.block(to_tokens(self.up(to_image(x))), skip)
+        return joined
 
 
 def _convolve(parts: tuple[Tensor, ...], weight: Tensor) -> Tensor:
@@ -88,4 +89,15 @@ def _project(parts: tuple[Tensor, ...], weights: list[Tensor]) -> Tensor:
     tokens = [part.flatten(0, -2) for part in parts]
     chunks = zip(*(t.split(chunk_length(len(t))) for t in tokens), strict=True)
     sums = (reduce(accumulate, map(F.linear, chunk, weights)) for chunk in chunks)
-    return join(sums, len(tokens[0])).unflatten(0, parts[0].shape[:-1])
+    mixed: Tensor = join(sums, len(tokens[0])).unflatten(0, parts[0].shape[:-1])
+    return mixed
+
+
+def logits(grid: Tensor, head: nn.Module) -> Tensor:
+    """A 1x1 convolution, as the product that leaves its result channels-first: (B, *spatial, C) to (B, classes, *spatial)."""
+    weight, bias = head.weight, head.bias
+    assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+    tokens = grid.flatten(1, -2).transpose(1, 2)
+    mixed = torch.baddbmm(bias[:, None], weight.flatten(1).expand(len(grid), -1, -1), tokens)
+    found: Tensor = mixed.unflatten(-1, grid.shape[1:-1])
+    return found

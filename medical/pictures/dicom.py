@@ -10,8 +10,8 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from hybrid.errors import InputError
 from medical.dicom.codecs import decode_frame
-from medical.dicom.files import contents, quiet, read_dataset
-from medical.dicom.frames import UNREADABLE_VALUE, Frame, number, text
+from medical.dicom.files import UNREADABLE_VALUE, contents, quiet, read_dataset
+from medical.dicom.frames import Frame, number, text
 from medical.dicom.pixels import read_frames
 from medical.dicom.series import list_series
 from medical.pictures.reading import PictureOrigin

@@ -6,13 +6,15 @@ Axes: labels are (rows, columns, 1), as `medical.pictures.reading` reads picture
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from data_specs.volume_files import volume_stem, volumes_in
+from hybrid.bounded_files import open_bounded
 from hybrid.errors import InputError, OutputError, RequestError
 from hybrid.records import replacing, write_bytes
 from medical.notice import RESEARCH_USE
@@ -23,6 +25,13 @@ from medical.volumes.volume import PICTURE_ENDINGS
 
 _ENTRIES = 256
 """Colours of a palette; label maps with labels beyond them are gray of 16 bits."""
+_FORMATS = ("PNG", "TIFF", "BMP", "JPEG", "WEBP", "AVIF")
+"""Of the many that Pillow reads, some by running other programs; those with losses are named to be refused in plain words."""
+_DAMAGE = (
+    OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError, TypeError, KeyError, IndexError,
+    AttributeError, OverflowError, ZeroDivisionError, struct.error,
+)  # fmt: skip
+"""What Pillow raises on files that are damaged; it documents none of it."""
 
 
 def write_label_picture(path: Path, labels: np.ndarray, structures: Sequence[Structure]) -> Path:
@@ -76,14 +85,16 @@ def read_label_picture(path: str | Path, meanings: Mapping[int, int] | None = No
     Raises:
         InputError: It cannot be read, or is a picture in colours, whose values are no labels.
     """
+    from restore.images.reading import upright
+
     path = Path(path)
     try:
-        with Image.open(path) as opened:
-            stored = np.asarray(ImageOps.exif_transpose(opened))
+        with open_bounded(path) as stream, Image.open(stream, formats=_FORMATS) as opened:
+            stored = upright(np.asarray(opened), _orientation(opened))
             kind, lossy = opened.mode, opened.format in ("JPEG", "WEBP", "AVIF")
     except FileNotFoundError as error:
         raise InputError(f"There is no file {path}.", hint="Check the path.") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path.name} cannot be read as a picture.", hint="Give a PNG or TIFF file.") from error
     if lossy:
         raise InputError(f"{path.name} is compressed with losses, which change labels.", hint="Save label maps as PNG.")
@@ -99,6 +110,12 @@ def read_label_picture(path: str | Path, meanings: Mapping[int, int] | None = No
         labels[stored == value] = label
     labels = labels.astype(np.uint8) if labels.max() < 256 else labels
     return LabelMap(labels[..., None], pixel_grid(labels), _structures(path, labels))
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation, 1 to 8, of a picture that is loaded: Pillow itself turns TIFF and AVIF as it loads them."""
+    value = picture.getexif().get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def read_any_label_map(path: Path, meanings: Mapping[int, int] | None = None) -> LabelMap:

@@ -237,7 +237,8 @@ ScanDegradation: TypeAlias = Annotated[RicianNoise | LowDose | Undersampling, Fi
 def rician(values: NDArray, sigma: float, rng: np.random.Generator) -> Values:
     """Magnitude of values of any shape with complex normal noise, `sigma` in their units for each of its two parts."""
     real = values + sigma * rng.standard_normal(values.shape, np.float32)
-    return np.hypot(real, sigma * rng.standard_normal(values.shape, np.float32)).astype(np.float32)
+    magnitudes: Values = np.hypot(real, sigma * rng.standard_normal(values.shape, np.float32)).astype(np.float32)
+    return magnitudes
 
 
 def reference_level(values: NDArray, reference: Reference) -> float:

@@ -178,7 +178,8 @@ def without_bias(mean: NDArray, sigma: float) -> NDArray:
 
     Source: Gudbjartsson and Patz, "The Rician Distribution of Noisy MRI Data", 1995.
     """
-    return np.sqrt(np.maximum(np.square(mean, dtype=np.float64) - sigma**2, 0)).astype(np.float32)
+    unbiased: NDArray = np.sqrt(np.maximum(np.square(mean, dtype=np.float64) - sigma**2, 0)).astype(np.float32)
+    return unbiased
 
 
 METHODS: Mapping[str, Denoise] = {"nl-means": nl_means, "bm4d": bm4d}

@@ -24,14 +24,14 @@ from hybrid.memory import release_memory
 from hybrid.precision.check import verdict_facts
 from hybrid.records import Record, record_path, timestamp, write_bytes, write_record
 from medical.files.inputs import Job, Naming, read_scan
-from medical.files.outputs import keep_inputs, real_places, recorded_facts, sources_sha256, written_names
+from medical.files.outputs import check_writable, keep_inputs, real_places, recorded_facts, sources_sha256, written_names
 from medical.notice import RESEARCH_USE
 from medical.restoration.loading import Restorer
 from medical.restoration.preview import DETAILS, preview_png
 from medical.restoration.run import Restoration, RestoreSettings, SlicePlan, check_scan, device_of, doubts, plan_slices, restore
 from medical.segmentation.sliding import OnProgress
 from medical.volumes.nifti_writing import Storage, write_scan
-from medical.volumes.staging import check_absent, staged
+from medical.volumes.staging import staged
 from medical.volumes.volume import Volume, stem
 
 OnStart = Callable[[SlicePlan, tuple[str, ...]], None]
@@ -140,11 +140,7 @@ def check_targets(job: Job, settings: FileSettings) -> tuple[Path, ...]:
         RequestError: One would take the place of the scan.
     """
     outputs = planned_outputs(job, settings)
-    keep_inputs(outputs, real_places(job.sources))
-    if (folder := next((path for path in outputs if path.is_dir()), None)) is not None:
-        raise OutputError(f"{folder} is a folder.", hint="Choose another --output.")
-    if not settings.overwrite:
-        check_absent(outputs)
+    check_writable(outputs, job.sources, overwrite=settings.overwrite)
     return outputs
 
 
@@ -207,7 +203,7 @@ def plan_file(restorer: Restorer, job: Job, settings: FileSettings) -> tuple[Vol
         RequestError: The request does not go with the scan.
     """
     volume = read_scan(job.sources, volume=settings.volume, series=settings.series)
-    check_scan(volume, restorer.protocol)
+    check_scan(volume, restorer.protocol, any_modality=settings.run.any_modality)
     plan = plan_slices(volume, restorer, settings.run)
     return volume, plan, (*volume.warnings, *doubts(volume, restorer.protocol, plan))
 

@@ -72,7 +72,10 @@ def draw(before: np.ndarray, after: np.ndarray, grid: Grid, title: str) -> Figur
     planes = [Slice(plane, middle[axis], float(turn.grid.to_world(np.array(middle))[axis])) for plane, axis in AXES.items()]
     pairs = [[cut_slice(turn.apply(each), plane).astype(np.float32) for each in (before, after)] for plane in planes]
     low, high, words = choose_window([pair[0] for pair in pairs])
-    spread = _SPREAD * float(np.std(np.concatenate([(one - other).ravel() for one, other in pairs]))) or 1.0
+    spread = _SPREAD * float(np.std(np.concatenate([(one - other).ravel() for one, other in pairs])))
+    contrast = f"contrast x {(high - low) / (2 * spread):.3g}" if spread else "nothing"
+    titles = (*COLUMNS[:2], f"{COLUMNS[2]}, {contrast}")
+    spread = spread or 1.0
     tall = [_SIDE * min(1.0, max(_LEAST, _ratio(plane, turn.grid))) for plane in planes]
     height = _HEAD + sum(tall) + 3 * _GAP + _FOOT
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI, facecolor="white")
@@ -83,7 +86,7 @@ def draw(before: np.ndarray, after: np.ndarray, grid: Grid, title: str) -> Figur
             axes = figure.add_axes((left / _WIDTH, 1 - bottom / height, _SIDE / _WIDTH, tall[row] / height))
             _panel(axes, picture, plane, turn.grid, (dark, bright), tall[row])
             if row == 0:
-                axes.set_title(COLUMNS[column], fontsize=10, pad=4)
+                axes.set_title(titles[column], fontsize=10, pad=4)
     _texts(figure, title, [f"Scan: {words}. Taken away: from {-spread:.3g} to {spread:.3g}, grey is 0."])
     return figure
 

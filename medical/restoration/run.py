@@ -29,6 +29,7 @@ from medical.restoration.loading import Restorer
 from medical.restoration.protocol import Percentiles, RestorationProtocol, seen_slices
 from medical.segmentation.sliding import OnProgress
 from medical.volumes.geometry import Reorientation
+from medical.volumes.modality import check_modality, other_modality
 from medical.volumes.volume import Volume
 
 WRITER_RESERVE = 96 * 2**20
@@ -51,11 +52,13 @@ class RestoreSettings:
         dtype: ``source`` gives values of the scan's own type, whole numbers where it holds such; or ``float32``.
         tile: Largest edge of a tile of a slice; None takes slices as large as the memory allows.
         memory: Bytes that the process may take at its peak; None takes up to half of what is free.
+        any_modality: Take scans whose headers name another modality than the network's; they are doubted then, not refused.
     """
 
     dtype: Literal["source", "float32"] = "source"
     tile: int | None = None
     memory: int | None = None
+    any_modality: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +83,7 @@ class SlicePlan:
     @property
     def pixels(self) -> int:
         """Pixels that the network restores, overlaps counted each time."""
-        return self.count * sum(math.prod(part.stop - part.start for part in box) for _, box in self.tiles.boxes())
+        return int(self.count * sum(math.prod(part.stop - part.start for part in box) for _, box in self.tiles.boxes()))
 
     def slices(self, array: np.ndarray) -> np.ndarray:
         """(i, j, k) of the scan as (n, rows, columns), a view."""
@@ -144,7 +147,7 @@ def restore(
     """
     settings = settings or RestoreSettings()
     plan = plan_slices(volume, restorer, settings)
-    bounds = check_scan(volume, restorer.protocol)
+    bounds = check_scan(volume, restorer.protocol, any_modality=settings.any_modality)
     values = volume.values[0]
     result = np.empty_like(values, dtype=values.dtype if settings.dtype == "source" else np.float32)  # in the same order
     squares = run_slices(restorer, plan, values, result, bounds, on_progress)
@@ -186,14 +189,19 @@ def plan_slices(volume: Volume, restorer: Restorer, settings: RestoreSettings) -
     return SlicePlan(turn, axis, tiles)
 
 
-def check_scan(volume: Volume, protocol: RestorationProtocol) -> tuple[float, float]:
+def check_scan(volume: Volume, protocol: RestorationProtocol, *, any_modality: bool = False) -> tuple[float, float]:
     """Refuse what does not fit a protocol, and return the values that are 0 and 1 to the network.
+
+    Args:
+        volume: The scan.
+        protocol: The network's.
+        any_modality: As of `RestoreSettings`.
 
     Raises:
         InputError: A picture, several channels, values that are not finite or all the same, another modality, or values
             below zero where there can be none.
     """
-    values, name = volume.values, volume.name
+    values, name = volume.values, volume.file_name
     if of_picture(volume):
         raise InputError(f"{name} is a picture, and this network restores scans.", hint="Use `restore denoise` for pictures.")
     if len(values) != 1:
@@ -203,12 +211,8 @@ def check_scan(volume: Volume, protocol: RestorationProtocol) -> tuple[float, fl
         raise InputError(f"{name} has voxels whose value is not finite (NaN or infinity).", hint="Replace them, such as by 0.")
     if low == high:
         raise InputError(f"{name} has the value {low:g} everywhere: there is nothing to restore.", hint="Check the file.")
-    said = getattr(volume.origin, "modality", None)
-    if said and said != protocol.modality:
-        raise InputError(
-            f"The network was trained on {protocol.modality}, and {name} says that it is {said}.",
-            hint=f"Choose a network for {said} with --model or --weights.",
-        )
+    if not any_modality:
+        check_modality(volume.origin, protocol.modality, name)
     bottom, top = protocol.intensity.bounds(values[0])
     if top <= bottom:
         raise InputError(
@@ -300,6 +304,8 @@ def _lowest(values: np.ndarray) -> float:
 
 
 def _doubts(volume: Volume, protocol: RestorationProtocol, plan: SlicePlan) -> Iterator[str]:
+    if said := other_modality(volume.origin, protocol.modality):
+        yield f"The network was trained on {protocol.modality}, and the scan says that it is {said}."
     edges = [step for axis, step in enumerate(plan.turn.grid.spacing) if axis != plan.axis]
     if protocol.spacing is not None:
         least, most = protocol.spacing

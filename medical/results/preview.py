@@ -250,7 +250,8 @@ def legend_lines(figures: Sequence[StructureFigures]) -> list[tuple[tuple[int, i
 
 def voxels_at(grid: Grid, places: np.ndarray) -> np.ndarray:
     """(..., 3) RAS+ mm to (..., 3) voxel indices."""
-    return (places - grid.affine[:3, 3]) @ np.linalg.inv(grid.affine[:3, :3]).T
+    indices: np.ndarray = (places - grid.affine[:3, 3]) @ np.linalg.inv(grid.affine[:3, :3]).T
+    return indices
 
 
 def _bounds(figures: StructureFigures, grid: Grid, turned: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -275,7 +276,8 @@ def cut_slice(array: np.ndarray, each: Slice) -> np.ndarray:
     """(rows, columns) picture of a slice: its two axes in their order, the second one down."""
     index: list[Any] = [slice(None)] * 3
     index[AXES[each.plane]] = each.index
-    return array[tuple(index)].T
+    plane: np.ndarray = array[tuple(index)].T
+    return plane
 
 
 def _panel(axes: Axes, scene: _Scene, each: Slice, *, large: bool) -> None:
@@ -328,7 +330,8 @@ def bar_length(side: float) -> float:
     (20.0, 5.0, 0.5)
     """
     power = 10.0 ** float(np.floor(np.log10(side / 4)))
-    return max(step * power for step in (1, 2, 5) if step * power <= side / 4 * (1 + 1e-9))
+    longest: float = max(step * power for step in (1, 2, 5) if step * power <= side / 4 * (1 + 1e-9))
+    return longest
 
 
 def _white(axes: Axes) -> dict[str, Any]:

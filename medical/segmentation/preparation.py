@@ -16,6 +16,7 @@ from medical.pictures.reading import PictureOrigin, of_picture
 from medical.protocol import Intensity, Protocol, ZScore
 from medical.segmentation.normalisation import normalise, training_grid
 from medical.volumes.geometry import Grid, Reorientation, resample
+from medical.volumes.modality import other_modality
 from medical.volumes.volume import Volume
 
 PARALLEL = 1e-5
@@ -70,7 +71,8 @@ class Preparation:
 
     @property
     def _to_model(self) -> np.ndarray:
-        return np.linalg.inv(self.model.affine) @ self.oriented.affine
+        matrix: np.ndarray = np.linalg.inv(self.model.affine) @ self.oriented.affine
+        return matrix
 
     def prepared_bytes(self, channels: int) -> int:
         """Memory that `apply` takes."""
@@ -137,26 +139,26 @@ def check_scan(volume: Volume, protocol: Protocol) -> None:
     Raises:
         InputError: Other channels than the protocol's, no volume, values that are not finite, or a constant channel.
     """
-    values, wanted = volume.values, protocol.channels
+    values, wanted, scan = volume.values, protocol.channels, volume.file_name
     flat, thinnest = of_picture(volume), sorted(volume.grid.shape)[3 - protocol.spatial_dims]
     if flat and protocol.spatial_dims == 3:
         raise InputError(
-            f"{volume.name} is a picture, and this network segments volumes.",
+            f"{scan} is a picture, and this network segments volumes.",
             hint="Choose a network for slices, or give the whole series.",
         )
     if len(values) != len(wanted):
         names = ", ".join(wanted)
         raise InputError(
-            f"{volume.name} has {_count(len(values), 'channel')}, and this network takes {len(wanted)}: {names}.",
+            f"{scan} has {_count(len(values), 'channel')}, and this network takes {len(wanted)}: {names}.",
             hint="Pick one volume of the file with --volume N." if len(wanted) == 1 else f"Give one file with {names}, in order.",
         )
     if thinnest < 2:
         raise InputError(
-            f"{volume.name} has {' x '.join(map(str, volume.grid.shape))} voxels: it is no {'picture' if flat else 'volume'}.",
+            f"{scan} has {' x '.join(map(str, volume.grid.shape))} voxels: it is no {'picture' if flat else 'volume'}.",
             hint=f"Give a {'picture' if flat else 'scan'} of at least 2 {'pixels' if flat else 'voxels'} along each axis.",
         )
     for name, channel in zip(wanted, values, strict=True):
-        where = f"{volume.name}" + (f", channel {name}," if len(wanted) > 1 else "")
+        where = scan + (f", channel {name}," if len(wanted) > 1 else "")
         low, high = float(channel.min()), float(channel.max())  # NaN spreads to both
         if not np.isfinite((low, high)).all():
             bad = sum(int(np.count_nonzero(~np.isfinite(row))) for row in channel)
@@ -174,9 +176,8 @@ def doubts(volume: Volume, protocol: Protocol, preparation: Preparation) -> tupl
 
 
 def _doubts(volume: Volume, protocol: Protocol, preparation: Preparation) -> Iterator[str]:
-    said = getattr(volume.origin, "modality", None)
     low = float(volume.values.min())
-    if said and said != protocol.modality:
+    if said := other_modality(volume.origin, protocol.modality):
         yield f"The network was trained on {protocol.modality}, and the scan says that it is {said}."
     elif protocol.modality == "CT" and low > -200:
         yield f"The network was trained on CT in HU, where air is about -1000; the lowest value here is {low:g}."

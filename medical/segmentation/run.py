@@ -43,6 +43,7 @@ from medical.segmentation.sliding import (
 )
 from medical.structures import Structure
 from medical.volumes.geometry import resample, resample_labels
+from medical.volumes.modality import check_modality
 from medical.volumes.volume import Volume
 
 
@@ -58,6 +59,7 @@ class SegmentSettings:
         largest_component: Keep the largest piece of each structure alone.
         fill_holes: Give each structure the background that it encloses.
         probabilities: Keep the probability of each output channel.
+        any_modality: Take scans whose headers name another modality than the network's; they are doubted then, not refused.
     """
 
     overlap: float | None = None
@@ -67,6 +69,7 @@ class SegmentSettings:
     largest_component: bool = False
     fill_holes: bool = False
     probabilities: bool = False
+    any_modality: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,7 @@ def segment(
         on_progress: Called as (windows done, windows in all).
 
     Raises:
-        InputError: The scan cannot be segmented: other channels, values that are not finite, nothing in it.
+        InputError: The scan cannot be segmented: another modality, other channels, values that are not finite, nothing in it.
         RequestError: No protocol, or mirror images of a network that was not trained on them.
         ResourceError: It does not fit the memory.
         OutputError: What the network returned is no segmentation.
@@ -151,6 +154,8 @@ def plan_volume(
         ResourceError: The network's grid alone does not fit the memory.
     """
     check_scan(volume, protocol)
+    if not settings.any_modality:
+        check_modality(volume.origin, protocol.modality, volume.file_name)
     box = roi_box(settings.roi, volume.grid) if settings.roi is not None else None
     if box is not None:
         _check_part(volume, box, protocol)

@@ -46,7 +46,8 @@ def shares_of(logits: Tensor, protocol: Protocol) -> Tensor:
 def painted(scores: np.ndarray, protocol: Protocol, *, above: float) -> np.ndarray:
     """Labels of logits or probabilities (outputs, ...): the arg-max, ties to the lower; or regions, each where it is `above`."""
     if not protocol.regions:
-        return scores.argmax(0)
+        classes: np.ndarray = scores.argmax(0)
+        return classes
     labels = np.zeros(scores.shape[1:], np.uint16)
     for region in protocol.regions:
         labels[scores[region.channel] > above] = region.value

@@ -65,7 +65,7 @@ class WindowPlan:
     @property
     def views(self) -> int:
         """How often the network sees each window."""
-        return 2 ** len(self.mirror)
+        return 1 << len(self.mirror)
 
     def describe(self) -> str:
         """One line for people."""
@@ -243,7 +243,8 @@ def stream_order(sides: Sequence[int], axis: int) -> tuple[int, ...]:
 
 def window_logits(network: SegmentationNetwork, x: Tensor) -> Tensor:
     """(1, C, i, j, k) to (1, classes, i, j, k); a network for slices sees the one slice of its windows."""
-    return network(x) if network.card.spatial_dims == 3 else network(x.squeeze(-1)).unsqueeze(-1)
+    logits: Tensor = network(x) if network.card.spatial_dims == 3 else network(x.squeeze(-1)).unsqueeze(-1)
+    return logits
 
 
 def device_of(network: SegmentationNetwork) -> torch.device:

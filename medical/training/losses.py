@@ -60,7 +60,8 @@ class ClassLoss:
         """The loss."""
         wanted = shares(target, self.values)
         judged = (together(logits), together(wanted)) if self.batch else (logits, wanted)
-        return self.dice(*judged) + F.cross_entropy(logits, wanted)
+        loss: Tensor = self.dice(*judged) + F.cross_entropy(logits, wanted)
+        return loss
 
 
 class RegionLoss:
@@ -85,7 +86,8 @@ class RegionLoss:
         # A voxel's share of a region is the sum of its shares of the labels in it.
         wanted = torch.einsum("rv,bv...->br...", self.members.to(logits.device), shares(target, self.values))
         judged = (together(logits), together(wanted)) if self.batch else (logits, wanted)
-        return self.dice(*judged) + F.binary_cross_entropy_with_logits(logits, wanted)
+        loss: Tensor = self.dice(*judged) + F.binary_cross_entropy_with_logits(logits, wanted)
+        return loss
 
 
 def shares(target: Tensor, values: Sequence[int]) -> Tensor:

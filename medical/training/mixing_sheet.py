@@ -65,7 +65,8 @@ def tinted(values: np.ndarray, shares: np.ndarray, structures: Sequence[Structur
     gray = np.clip((values - low) / max(float(high - low), 1e-6), 0, 1)[..., None]
     colours = np.array([each.rgb for each in structures]) / 255
     strength = _TINT * shares.sum(0)[..., None]
-    return gray * (1 - strength) + _TINT * np.einsum("sab,sc->abc", shares, colours)
+    tinted: np.ndarray = gray * (1 - strength) + _TINT * np.einsum("sab,sc->abc", shares, colours)
+    return tinted
 
 
 def _panels(pair: Sequence[Sample], structures: Sequence[Structure], seed: list[int]) -> list[tuple[str, Sample]]:

@@ -198,9 +198,11 @@ def entropies(shares: np.ndarray, protocol: Protocol) -> np.ndarray:
     [1.0, 0.0, 0.5]
     """
     if not protocol.regions:
-        return entr(shares).sum(0) / np.log(max(len(shares), 2))
+        entropy: np.ndarray = entr(shares).sum(0) / np.log(max(len(shares), 2))
+        return entropy
     chosen = shares[[region.channel for region in protocol.regions]]
-    return (entr(chosen) + entr(1 - chosen)).mean(0) / np.log(2)
+    entropy = (entr(chosen) + entr(1 - chosen)).mean(0) / np.log(2)
+    return entropy
 
 
 def _torn(protocol: Protocol) -> float:
@@ -308,7 +310,8 @@ class _Mirrored(SegmentationNetwork):
         self.card, self.protocol = network.card, network.protocol
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.flip(self.axes)).flip(self.axes) if self.axes else self.network(x)
+        logits: Tensor = self.network(x.flip(self.axes)).flip(self.axes) if self.axes else self.network(x)
+        return logits
 
 
 def _differences(found: Protocol, wanted: Protocol) -> list[str]:

@@ -44,12 +44,16 @@ if TYPE_CHECKING:
 SHOWN = 3
 """Slices in the picture."""
 
+_MEASURED = (
+    "Colours: entropy of the members' mean probabilities, a number without unit from 0 (sure) to 1 (nothing is ruled out, all "
+    "is equally likely)."
+)
 _COLOURS = "plasma"
 _COVER = 0.85  # how much of the scan the colours hide
 _FAINT = 0.1  # of the scale: below it nothing is coloured, so that the anatomy stays to be seen
 _WIDTH, _MARGIN, _GAP, _SIDEBAR = 12.6, 0.15, 0.1, 1.6  # inches
 _SIDE = (_WIDTH - 2 * _MARGIN - SHOWN * _GAP - _SIDEBAR) / SHOWN
-_HEAD, _CAPTION, _FOOT = 0.5, 0.5, 0.7
+_HEAD, _CAPTION, _FOOT = 0.7, 0.5, 0.7
 _LISTED = 10  # structures in the legend
 
 
@@ -129,8 +133,9 @@ def _draw(values: np.ndarray, result: UncertainSegmentation, grid: Grid, slices:
     _legend(place(left, _HEAD, _SIDEBAR, _SIDE), [each for each in result.structures if each.value in shown])
     _colour_bar(place(left, _HEAD + _SIDE + _GAP + 0.35, 0.18, _SIDE - 0.35), result.torn)
     look: dict[str, Any] = {"parse_math": False}
-    heading = textwrap.shorten(f"{title}: where the segmentation is unsure" if title else "Uncertainty", 80, placeholder="...")
+    heading = textwrap.shorten(f"{title}: uncertainty of the segmentation" if title else "Uncertainty", 80, placeholder="...")
     figure.text(_MARGIN / _WIDTH, 1 - 0.18 / height, heading, va="top", fontsize=12, weight="bold", **look)
+    figure.text(_MARGIN / _WIDTH, 1 - 0.47 / height, _MEASURED, va="top", fontsize=9, **look)
     right = 1 - _MARGIN / _WIDTH
     figure.text(right, 1 - 0.18 / height, RESEARCH_USE, va="top", ha="right", fontsize=11, weight="bold", color=ALARM)
     foot = _notes(result, words, len(slices))

@@ -77,7 +77,8 @@ class Grid:
 
     def to_world(self, indices: np.ndarray) -> np.ndarray:
         """(..., 3) voxel indices to (..., 3) RAS+ mm."""
-        return np.asarray(indices) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        places: np.ndarray = np.asarray(indices) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return places
 
     def matches(self, other: Grid, tolerance: float = 1e-3) -> bool:
         """Whether every voxel of both lies at the same place, within `tolerance` mm."""
@@ -128,12 +129,14 @@ class Reorientation:
     def apply(self, array: np.ndarray) -> np.ndarray:
         """(..., i, j, k) on the old grid to a view of it on the new one."""
         lead = tuple(range(array.ndim - 3))
-        return array.transpose(*lead, *(array.ndim - 3 + old for old in self.axes))[self._runs]
+        view: np.ndarray = array.transpose(*lead, *(array.ndim - 3 + old for old in self.axes))[self._runs]
+        return view
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """(..., i, j, k) on the new grid to a view of it on the old one."""
         lead = tuple(range(array.ndim - 3))
-        return array[self._runs].transpose(*lead, *(array.ndim - 3 + new for new in np.argsort(self.axes)))
+        view: np.ndarray = array[self._runs].transpose(*lead, *(array.ndim - 3 + new for new in np.argsort(self.axes)))
+        return view
 
     @property
     def _runs(self) -> tuple:

@@ -112,7 +112,8 @@ def write_probabilities(path: str | Path, array: np.ndarray, volume: Volume) -> 
 
     def stored(number: int) -> np.ndarray:
         scaled = channels[number] * np.float32(65535)
-        return np.clip(np.rint(scaled, out=scaled), 0, 65535, out=scaled).astype(np.uint16)
+        stored: np.ndarray = np.clip(np.rint(scaled, out=scaled), 0, 65535, out=scaled).astype(np.uint16)
+        return stored
 
     header = blank_header(volume, np.dtype(np.uint16))
     if array.ndim == 4:

@@ -46,6 +46,12 @@ class Volume:
     origin: NiftiOrigin | DicomOrigin | PictureOrigin
     warnings: tuple[str, ...] = field(default=())
 
+    @property
+    def file_name(self) -> str:
+        """The name of the input as its user knows it, with its endings."""
+        path: Path | None = getattr(self.origin, "path", None)
+        return path.name if path is not None and path.name not in ("", "..") else self.name
+
 
 def is_nifti(path: str | Path) -> bool:
     """Whether a name ends as NIfTI files do: .nii, .nii.gz, or .hdr and .img.
@@ -117,6 +123,9 @@ def stack(volumes: Sequence[Volume]) -> Volume:
     if len(volumes) == 1:
         return first
     warnings = tuple(dict.fromkeys(warning for volume in volumes for warning in volume.warnings))
+    said = dict.fromkeys(found for volume in volumes if (found := getattr(volume.origin, "modality", None)))
+    if len(said) > 1:
+        warnings = (*warnings, f"The channels are of several modalities, as their headers say: {', '.join(said)}.")
     values = np.concatenate([volume.values for volume in volumes])
     return Volume(values, first.grid, first.name, first.origin, warnings)
 

@@ -70,7 +70,10 @@ def sr(
     json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Enlarge pictures: colour depth, alpha, profile and metadata stay as they are."""
+    """Enlarge pictures: colour depth, alpha, profile and metadata stay as they are.
+
+    Fine details may be invented by the network.
+    """
     from hybrid.batch.options import BatchOptions
     from restore.cli.road import Request
     from restore.cli.sr import Enlargement, run

@@ -57,13 +57,17 @@ def work(
             lambda outcome: report(outcome, notes, talk, request.json), talk, request.json, progress, len(jobs)
         )
         items = items_of(jobs, request.inputs, settings, network.card.outputs)
-        failures = run_batch(items, _engine(request, settings, network, notes), batch, watcher)
+        # Of places elsewhere no more is taken than is under way: they may fall silent.
+        engine = _engine(request, settings, network, notes, overlap=many and place.mirror is None)
+        failures = run_batch(items, engine, batch, watcher)
     return [(item.work, error) for item, error in failures]
 
 
-def _engine(request: Request, settings: RunSettings, network: RestorationNetwork, notes: tuple[str, ...]) -> Engine:
+def _engine(
+    request: Request, settings: RunSettings, network: RestorationNetwork, notes: tuple[str, ...], *, overlap: bool
+) -> Engine:
     if request.batch.engine == "local":
-        return Local(PictureWorker(network, settings, notes))
+        return Local(PictureWorker(network, settings, notes), overlap)
     import torch
 
     from hybrid.batch.cluster import OnRay

@@ -47,15 +47,13 @@ def bench(
     engine: Engine = "local",
     workers: Workers = None,
     address: Address = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not tell how far it is.")] = False,
 ) -> None:
     """Score models on benchmark pictures by the papers' protocol, beside the published numbers."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from hybrid.console import counted, messages
     from hybrid.devices import choose_device, set_threads
     from hybrid.errors import RequestError
-    from restore.cli.bench_faces import bench_faces
+    from restore.cli.bench_faces import bench_faces, telling_what_stays
     from restore.evaluation.engine import run_benchmark
     from restore.evaluation.report import write_report
 
@@ -73,14 +71,9 @@ def bench(
     else:
         make = partial(same_size_plan, chosen, sets, model, [*(sigma or ()), *(quality or ())], data, device, precision)
     plan = make()
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
-        bar = progress.add_task("pictures", total=plan.runs)
-        result = run_benchmark(
-            plan,
-            output=output,
-            on_progress=lambda done, _: progress.update(bar, completed=done),
-            engine=_on_ray(make, output, asked, device),
-        )
+    with telling_what_stays(output), counted(messages(quiet=quiet), "pictures", plan.runs) as on_progress:
+        on_ray = _on_ray(make, output, asked, device)
+        result = run_benchmark(plan, output=output, on_progress=on_progress, engine=on_ray)
     _show(result)
     if output is not None:
         for path in write_report(result, output):

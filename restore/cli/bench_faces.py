@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 
 def bench_faces(
@@ -17,10 +14,10 @@ def bench_faces(
 ) -> int:
     """Score models on sets of aligned faces, show the tables, write the reports, and return the exit code."""
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     from data_specs import FaceSpec, load_spec
+    from hybrid.console import counted, messages
     from hybrid.devices import choose_device
     from restore.faces.evaluation import face_method, plan_faces, run_face_benchmark
     from restore.faces.evaluation_report import facts, table, write_report
@@ -30,9 +27,8 @@ def bench_faces(
     plans = [plan_faces(load_spec(name, FaceSpec), methods, data_dir=data, device=where) for name in sets]
     for plan in plans:
         folder = output if output is None or len(plans) == 1 else output / plan.spec.name
-        with Progress(console=Console(stderr=True), transient=True, disable=quiet) as progress:
-            show = partial(_show, progress, progress.add_task(plan.spec.title, total=plan.runs))
-            result = run_face_benchmark(plan, output=folder, on_progress=show)
+        with telling_what_stays(folder), counted(messages(quiet=quiet), plan.spec.title, plan.runs) as on_progress:
+            result = run_face_benchmark(plan, output=folder, on_progress=on_progress)
         header, rows = table(result)
         shown = Table(*header, title=plan.spec.title)
         for cells in rows:
@@ -46,5 +42,16 @@ def bench_faces(
     return code
 
 
-def _show(progress: Progress, bar: TaskID, done: int, _total: int) -> None:
-    progress.update(bar, completed=done)
+@contextmanager
+def telling_what_stays(output: Path | None) -> Iterator[None]:
+    """Around a benchmark: one that is broken off by a signal says that the result pictures made so far are kept."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as stop:
+        if output is not None and any(output.rglob("*.png")):
+            line = f"The result pictures that were finished stay in {output}; tables are written at the end, and not now."
+            typer.echo(line, err=True)
+            stop.add_note(line)
+        raise

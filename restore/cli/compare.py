@@ -41,10 +41,11 @@ def compare(
 
     sources = [input, *([reference] if reference else [])]
     part = Region.parse(region) if region else None
+    picture, true = read_picture(input), read_picture(reference) if reference else None  # a wrong input is told first
     check_output(_png(output), sources, overwrite=overwrite)
     choose_device(device)  # one that is not there is an error, and no reason to skip every model
     set_threads()
-    case = plan_case(read_picture(input), scale, part, read_picture(reference) if reference else None)
+    case = plan_case(picture, scale, part, true)
     models = list(find_models(model or [], scale))
     kept = _kept(keep, input, ["bicubic", *(name for name, _ in models)], scale, [*sources, output], overwrite)
     say = (lambda name: None) if quiet else (lambda name: typer.echo(f"{name} ...", err=True))

@@ -111,19 +111,25 @@ class _Commands:
     def __init__(self, package: ModelsOf) -> None:
         self.package = package
 
-    def list_models(self) -> None:
-        """Every model with where its weights are, and their licence."""
+    def list_models(
+        self,
+        here: Annotated[bool, typer.Option("--here", help="Only those whose weights are on this machine.")] = False,
+    ) -> None:
+        """Every model with where its weights are, and their licence; those that are here first."""
         from rich.console import Console
         from rich.table import Table
 
-        from hybrid.weights.find import weights_state
+        from hybrid.weights.find import is_here, weights_state
 
         store, known, scales = self.package.store(), self.package.catalogue(), self.package.scales
         tasks = any(entry.task for entry in known)
         table = Table("model", *["task"] * tasks, *["scales"] * scales, "weights", "licence of weights", "what it is for")
-        for entry in known:
+        states = {entry.name: weights_state(entry, store, known) for entry in known}
+        for entry in sorted(known, key=lambda entry: not is_here(states[entry.name])):
+            if here and not is_here(states[entry.name]):
+                continue
             listed = [entry.task or ""] * tasks + [", ".join(f"x{scale}" for scale in entry.files)] * scales
-            table.add_row(entry.name, *listed, weights_state(entry, store, known), entry.weights_licence, entry.summary)
+            table.add_row(entry.name, *listed, states[entry.name], entry.weights_licence, entry.summary)
         Console(width=None if Console().is_terminal else 160).print(table)
 
     def pull(self, name: Name, scale: Scale = None) -> None:
@@ -326,6 +332,7 @@ def _sha256_after_training(shipped: Path) -> str | None:
     import json
 
     try:
-        return json.loads(shipped.with_suffix(".json").read_text(encoding="utf-8"))["weights_sha256"]
+        found: str = json.loads(shipped.with_suffix(".json").read_text(encoding="utf-8"))["weights_sha256"]
+        return found
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -23,6 +23,7 @@ from restore.restoration.choice import AUTO, choose_model
 from restore.restoration.final_size import FinalSize, suitable_scales
 from restore.restoration.inputs import SUFFIXES, Job
 from restore.restoration.passed_over import passed_over
+from restore.restoration.record import DETAILS
 from restore.restoration.run import RunSettings
 
 
@@ -71,6 +72,8 @@ def _run(request: Request, asked: Enlargement, mirror: Mirror | None) -> None:
         for scales, group in groups.items():
             network = loaded or load(request, scales, talk, work=work_of(group))
             failures += _work(request, asked, settings, network, group, talk, many=len(jobs) > 1, place=place)
+    if not (request.plan_only or request.json) and len(failures) < len(jobs):
+        talk.print(f"{DETAILS}.", style="dim")
     if passed := passed_over(request.inputs, request.output):
         talk.print(passed)
     raise_failures(failures, len(jobs), "picture", place.path)

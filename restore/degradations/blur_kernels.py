@@ -59,7 +59,8 @@ class GaussianKernel:
         across = y * math.cos(self.angle) - x * math.sin(self.angle)
         q = ((along / self.sigma[0]) ** 2 + (across / self.sigma[1]) ** 2) ** self.beta
         values = np.exp(-q / 2) if self.profile == "gaussian" else 1 / (1 + q)
-        return values / values.sum()
+        kernel: NDArray[np.float64] = values / values.sum()
+        return kernel
 
     def __str__(self) -> str:
         first, second = self.sigma
@@ -90,7 +91,8 @@ class SincKernel:
         r[r == 0] = 1.0  # the middle is set apart: J1(w r) / r tends to w / 2
         values = self.cutoff * j1(self.cutoff * r) / (2 * math.pi * r)
         values[self.size // 2, self.size // 2] = self.cutoff**2 / (4 * math.pi)
-        return values / values.sum()
+        kernel: NDArray[np.float64] = values / values.sum()
+        return kernel
 
     def __str__(self) -> str:
         return f"sinc {self.size} px, cutoff {self.cutoff / math.pi:.2f} pi"

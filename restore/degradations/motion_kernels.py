@@ -55,7 +55,8 @@ class ShakeKernel:
             row, column = self.place
             aside = np.stack((row * np.cos(turn) + column * np.sin(turn), column * np.cos(turn) - row * np.sin(turn)), 1)
             path = path + aside
-        return path - path.mean(0)
+        centred: Path = path - path.mean(0)
+        return centred
 
     @property
     def size(self) -> int:
@@ -93,7 +94,8 @@ class MotionKernel:
         direction = self.angle + self.turn * ((np.arange(count - 1) + 0.5) / (count - 1) - 0.5)
         steps = np.stack((np.sin(direction), np.cos(direction)), 1) * (self.length / (count - 1))
         path = np.concatenate((np.zeros((1, 2)), np.cumsum(steps, 0)))
-        return path - path.mean(0)
+        centred: Path = path - path.mean(0)
+        return centred
 
     @property
     def size(self) -> int:
@@ -142,7 +144,8 @@ class DefocusKernel:
         covered = np.clip(np.minimum(left + 1, half) - np.maximum(left, -half), 0, None)
         values = covered.reshape(self.size, fine, self.size).mean(1)
         values = values + values.T  # both ways of cutting into strips, so that rows and columns are alike
-        return values / values.sum()
+        kernel: NDArray[np.float64] = values / values.sum()
+        return kernel
 
     def __str__(self) -> str:
         return f"defocus, radius {self.radius:.1f} px"
@@ -170,7 +173,8 @@ def rasterise(path: Path) -> NDArray[np.float64]:
 
 
 def _extent(path: Path) -> int:
-    return 2 * math.ceil(np.abs(path).max()) + 1
+    side: int = 2 * math.ceil(np.abs(path).max()) + 1
+    return side
 
 
 def _count(length: float) -> int:

@@ -243,7 +243,8 @@ class Compression:
         except pyvips.Error as error:  # 65535 pixels along a side are the limit of JPEG, 16383 that of WebP
             message = f"{self} does not hold a picture of {picture.width} x {picture.height} pixels."
             raise RequestError(message, hint="Degrade it in pieces.") from error
-        return pyvips.Image.new_from_buffer(file, "").numpy().astype(np.float32) / np.float32(255)
+        decoded: Pixels = pyvips.Image.new_from_buffer(file, "").numpy().astype(np.float32) / np.float32(255)
+        return decoded
 
     def __str__(self) -> str:
         return f"{'JPEG' if self.format == 'jpeg' else 'WebP'} {self.quality}{'' if self.chroma == '4:2:0' else ' 4:4:4'}"
@@ -274,13 +275,15 @@ def _to_srgb(light: Pixels) -> Pixels:
 
 def _convolve(padded: Pixels, kernel: NDArray[np.float64]) -> Pixels:
     result = fftconvolve(padded, kernel.astype(np.float32)[..., None], mode="valid", axes=(0, 1))
-    return result.astype(np.float32, copy=False)
+    values: Pixels = result.astype(np.float32, copy=False)
+    return values
 
 
 def _hats(size: int, count: int) -> NDArray[np.float32]:
     """Linear weights, (count, size), of nodes spread evenly from the first pixel to the last; they sum to 1."""
     places = np.linspace(0, count - 1, size)
-    return np.clip(1 - np.abs(places - np.arange(count)[:, None]), 0, 1).astype(np.float32)
+    weights: NDArray[np.float32] = np.clip(1 - np.abs(places - np.arange(count)[:, None]), 0, 1).astype(np.float32)
+    return weights
 
 
 def _held(weights: NDArray[np.float32]) -> slice:

@@ -88,14 +88,20 @@ def nl_means(case: RestorationCase) -> NDArray:
     """Non-local means of colour patches, `skimage.restoration.denoise_nl_means`; h is 0.6, 0.5 and 0.4 sigma at 15, 25 and 50."""
     sigma = _sigma(case)
     h = float(np.interp(sigma * 255, (15, 25, 50), (0.6, 0.5, 0.4))) * sigma
-    return _restoration().denoise_nl_means(case.given, patch_size=5, patch_distance=8, h=h, sigma=sigma, channel_axis=-1)
+    cleaned: NDArray = _restoration().denoise_nl_means(
+        case.given, patch_size=5, patch_distance=8, h=h, sigma=sigma, channel_axis=-1
+    )
+    return cleaned
 
 
 def tv_chambolle(case: RestorationCase) -> NDArray:
     """Total variation of all channels, `skimage.restoration.denoise_tv_chambolle`, weight 0.6, 0.65, 0.9 sigma at 15, 25, 50."""
     sigma = _sigma(case)
     weight = float(np.interp(sigma * 255, (15, 25, 50), (0.6, 0.65, 0.9))) * sigma
-    return _restoration().denoise_tv_chambolle(case.given.astype(np.float64), weight=weight, max_num_iter=100, channel_axis=-1)
+    cleaned: NDArray = _restoration().denoise_tv_chambolle(
+        case.given.astype(np.float64), weight=weight, max_num_iter=100, channel_axis=-1
+    )
+    return cleaned
 
 
 def wavelet(case: RestorationCase) -> NDArray:
@@ -122,9 +128,10 @@ def bilateral(case: RestorationCase) -> NDArray:
     clipped = np.clip(case.given, 0, 1).astype(np.float64)
     colour = clipped.shape[2] == 3
     image = clipped if colour else clipped[..., 0]
-    return _restoration().denoise_bilateral(
+    cleaned: NDArray = _restoration().denoise_bilateral(
         image, win_size=7, sigma_color=BILATERAL * _sigma(case), sigma_spatial=1.5, channel_axis=-1 if colour else None
     )
+    return cleaned
 
 
 def bm3d(case: RestorationCase) -> NDArray:
@@ -133,9 +140,9 @@ def bm3d(case: RestorationCase) -> NDArray:
     K. Dabov et al., TIP 2007, in the form of Y. Mäkinen et al., TIP 2020.
     """
     package = importlib.import_module("bm3d")
-    if case.given.shape[2] == 3:
-        return package.bm3d_rgb(case.given.astype(np.float64), _sigma(case))
-    return package.bm3d(case.given[..., 0].astype(np.float64), _sigma(case))
+    given, colour = case.given.astype(np.float64), case.given.shape[2] == 3
+    cleaned: NDArray = package.bm3d_rgb(given, _sigma(case)) if colour else package.bm3d(given[..., 0], _sigma(case))
+    return cleaned
 
 
 def richardson_lucy(case: RestorationCase) -> NDArray:

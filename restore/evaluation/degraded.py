@@ -137,4 +137,5 @@ def _fine_steps() -> NDArray[np.float64]:
 @cache
 def _normal_table(sigma: float) -> NDArray[np.int64]:
     """Noise, in sixteenths of an 8-bit value, of each 16-bit word."""
-    return np.rint(ndtri((np.arange(1 << 16) + 0.5) / (1 << 16)) * sigma * FINE).astype(np.int64)
+    quantiles: NDArray[np.int64] = np.rint(ndtri((np.arange(1 << 16) + 0.5) / (1 << 16)) * sigma * FINE).astype(np.int64)
+    return quantiles

@@ -105,7 +105,8 @@ def _window_mean(plane: NDArray[np.float64]) -> NDArray[np.float64]:
     window = np.exp(-((np.arange(SSIM_WINDOW) - reach) ** 2) / (2 * SSIM_SIGMA**2))
     window /= window.sum()
     rows = correlate1d(plane, window, axis=0)[reach:-reach]
-    return correlate1d(rows, window, axis=1)[:, reach:-reach]
+    means: NDArray[np.float64] = correlate1d(rows, window, axis=1)[:, reach:-reach]
+    return means
 
 
 def _planes(

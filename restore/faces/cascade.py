@@ -40,4 +40,5 @@ def find_by_cascade(picture: NDArray[np.float32]) -> NDArray[np.float64]:
     )
     rows = [(box["c"], box["r"], box["c"] + box["width"], box["r"] + box["height"], 1 / ratio) for box in found]
     boxes = np.asarray(rows, np.float64).reshape(-1, 5) * ratio
-    return boxes[np.argsort(-(boxes[:, 2] - boxes[:, 0]), kind="stable")]
+    ordered: NDArray[np.float64] = boxes[np.argsort(-(boxes[:, 2] - boxes[:, 0]), kind="stable")]
+    return ordered

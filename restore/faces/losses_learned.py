@@ -132,7 +132,8 @@ def perceptual_loss(output: Tensor, target: Tensor) -> Tensor:
     Raises:
         WeightsError: Its weights `vgg16` or `lpips-vgg16-heads` are absent.
     """
-    return perceptual_distance(str(output.device))(output, target).mean()
+    loss: Tensor = perceptual_distance(str(output.device))(output, target).mean()
+    return loss
 
 
 def identity_loss(output: Tensor, target: Tensor) -> Tensor:

@@ -207,7 +207,8 @@ class _IdentityBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.prelu(self.bn1(self.conv1(self.bn0(x))))
         skip = x if self.downsample is None else self.downsample(x)
-        return self.prelu(self.bn2(self.conv2(hidden)) + skip)
+        features: Tensor = self.prelu(self.bn2(self.conv2(hidden)) + skip)
+        return features
 
 
 class IdentityFeatures(nn.Module):
@@ -228,4 +229,5 @@ class IdentityFeatures(nn.Module):
         x = F.max_pool2d(self.prelu(self.bn1(self.conv1(x))), 2)
         for row in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = row(x)
-        return self.bn5(self.fc5(self.bn4(x).flatten(1)))
+        embedding: Tensor = self.bn5(self.fc5(self.bn4(x).flatten(1)))
+        return embedding

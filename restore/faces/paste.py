@@ -36,7 +36,8 @@ def soft_mask(points: NDArray[np.float64], size: int) -> Pixels:
     from_middle = np.abs((points + 0.5) / size - CENTRE) / RADII
     distance = (from_middle**POWER).sum(axis=-1) ** (1 / POWER)
     t = np.clip((1 - distance) / FEATHER, 0, 1)
-    return (t * t * (3 - 2 * t)).astype(np.float32)
+    weights: Pixels = (t * t * (3 - 2 * t)).astype(np.float32)
+    return weights
 
 
 def mask_of(size: int) -> Pixels:
@@ -58,7 +59,8 @@ def match_colour(face: Pixels, like: Pixels) -> Pixels:
         np.sqrt(((each - mean) ** 2 * weights).sum(axis=(0, 1))) for each, mean in zip((face, like), means, strict=True)
     ]
     factor = np.clip(deviations[1] / np.maximum(deviations[0], 1e-6), *CONTRAST)
-    return ((face - means[0]) * factor + means[1]).astype(np.float32)
+    matched: Pixels = ((face - means[0]) * factor + means[1]).astype(np.float32)
+    return matched
 
 
 def paste(

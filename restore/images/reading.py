@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from pyvips import ffi, glib_lib, vips_lib
 from hybrid.errors import InputError
 from restore.images.metadata import Picture, PictureInfo, PictureMetadata, upright_exif, upright_xmp
 from restore.images.tiff import exif_from_tiff, is_palette_tiff
+from restore.images.tiff_blocks import check_blocks, check_tiles_across
 
 MAX_PIXELS = 200_000_000
 """Pixels that are opened unasked: 200 megapixels, 0.6 GB as 8-bit RGB and 2.4 GB as the floats of a network."""
@@ -30,6 +33,9 @@ PNG_KEYWORDS = {
     "Title", "Author", "Description", "Copyright", "Creation Time", "Software", "Disclaimer", "Warning", "Source", "Comment",
 }  # fmt: skip
 """Keywords that the format knows (PNG, third edition, 11.3.3.1); any other might itself be a name, and is not repeated."""
+
+ERRORS = threading.RLock()
+"""Held while libvips works: it has one list of errors for all threads, by which damage is told."""
 
 # libvips remembers operations by file name: a file that changed between two calls would be read as it was before.
 pyvips.cache_set_max(0)
@@ -61,6 +67,8 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     image, file_format = open_image(path)
     info = info_of(path, image, file_format)
     check_pixels(info, max_pixels)
+    if file_format == "tiff":
+        check_tiles_across(path)
     metadata = metadata_of(image, info)
     try:
         if info.kind == "cmyk":
@@ -71,7 +79,7 @@ def read_picture(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
         raise InputError(f"{path} is damaged or cut short ({reason_of(error)}).", hint=DAMAGED) from error
     if file_format == "avif" and info.dtype == "uint16":
         stored = whole_range(stored, image.get("bits-per-sample"))
-    stored = _upright(stored, orientation_of(image))
+    stored = upright(stored, orientation_of(image))
     colour = np.ascontiguousarray(stored[..., : info.channels])
     alpha = np.ascontiguousarray(stored[..., info.channels]) if info.alpha else None
     return Picture(colour, alpha, metadata)
@@ -114,7 +122,8 @@ def open_image(path: Path, access: Literal["sequential", "random"] = "sequential
     if file_format is None:
         raise InputError(f"{path} is not a picture of a supported format.", hint=READABLE)
     try:
-        return pyvips.Operation.call(LOADERS[file_format], str(path), access=access, fail_on="error"), file_format
+        with ERRORS:
+            return pyvips.Operation.call(LOADERS[file_format], str(path), access=access, fail_on="error"), file_format
     except pyvips.Error as error:
         raise InputError(
             f"{path} starts as {file_format.upper()} but cannot be read as one ({reason_of(error)}).", hint=DAMAGED
@@ -148,10 +157,11 @@ def no_silent_damage() -> Iterator[None]:
 
     libvips (8.18) makes a damaged tile of a TIFF black and goes on; only its list of errors knows.
     """
-    vips_lib.vips_error_clear()
-    yield
-    if ffi.string(vips_lib.vips_error_buffer()):
-        raise pyvips.Error("pixels are damaged")  # takes its detail from that list
+    with ERRORS:
+        vips_lib.vips_error_clear()
+        yield
+        if ffi.string(vips_lib.vips_error_buffer()):
+            raise pyvips.Error("pixels are damaged")  # takes its detail from that list
 
 
 def cmyk_to_srgb(image: pyvips.Image, info: PictureInfo) -> pyvips.Image:
@@ -164,8 +174,10 @@ def info_of(path: Path, image: pyvips.Image, file_format: str) -> PictureInfo:
     """Header facts.
 
     Raises:
-        InputError: The samples or the colour space are not carried.
+        InputError: The samples or the colour space are not carried, or the file does not list all of its pixels.
     """
+    if file_format == "tiff":
+        check_blocks(path)
     if image.format not in DTYPES:
         raise InputError(f"{path} holds {image.format} samples.", hint="Save it with 8-bit, 16-bit or float32 samples.")
     alpha = bool(image.hasalpha())
@@ -257,9 +269,9 @@ def _dpi(image: pyvips.Image, file_format: str) -> tuple[float, float] | None:
         x, y = (int(found[1]) / max(int(found[2]), 1) / per_mm for found in told if found)
     elif not image.get_typeof("resolution-unit") and (file_format != "png" or x == PNG_DEFAULT_DENSITY):
         return None
-    if x <= 0 or y <= 0:
-        return None
     dpi = (round(x * 25.4, 3), round(y * 25.4, 3))
+    if not all(0 < each < math.inf for each in dpi):  # next to nothing is nothing
+        return None
     return dpi[::-1] if orientation_of(image) >= 5 else dpi
 
 
@@ -280,10 +292,10 @@ def orientation_of(image: pyvips.Image) -> int:
     return value if 1 <= value <= 8 else 1
 
 
-def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, C) turned so that row 0 is the visual top and column 0 the visual left (EXIF 2.32, tag 0x0112)."""
+def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W) or (H, W, C) turned so that row 0 is the visual top and column 0 the visual left (EXIF 2.32, tag 0x0112)."""
     if orientation >= 5:  # row and column change places in 5 to 8
-        stored = stored.transpose(1, 0, 2)
+        stored = stored.swapaxes(0, 1)
     flip_rows = orientation in (3, 4, 7, 8)
     flip_columns = orientation in (2, 3, 6, 7)
     return stored[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
@@ -293,4 +305,5 @@ def whole_range(stored: np.ndarray, bits: int) -> np.ndarray:
     """10- and 12-bit AVIF samples of any shape, which libvips puts in the upper bits, spread so that white is 65535."""
     most = 2**bits - 1
     samples = (stored >> (16 - bits)).astype(np.uint32)
-    return ((samples * 65535 + most // 2) // most).astype(np.uint16)
+    spread: np.ndarray = ((samples * 65535 + most // 2) // most).astype(np.uint16)
+    return spread

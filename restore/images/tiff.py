@@ -88,6 +88,18 @@ def _first_value(path: Path, tag: int) -> Entry | None:
         return None
 
 
+def first_records(path: Path) -> tuple[Layout, list[Record]]:
+    """Layout of a TIFF file and the records of its first directory.
+
+    Raises:
+        One of `DAMAGE`: It is damaged.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        layout = _layout(file)
+        return layout, _raw_records(file, layout, layout.first)
+
+
 def exif_from_tiff(path: Path) -> bytes | None:
     """Descriptive tags, EXIF and GPS directories of a TIFF file as an EXIF block; None if it has none or they are damaged."""
     try:
@@ -202,12 +214,19 @@ def _layout(file: BinaryIO) -> Layout:
 
 def _raw_records(file: BinaryIO, layout: Layout, position: int) -> list[Record]:
     """Records (tag, type, count, field) of the directory at `position`, their fields as stored."""
-    file.seek(position)
+    _seek(file, position)
     (count,) = layout.count.unpack(file.read(layout.count.size))
     if count > 2**16:
         raise ValueError("A TIFF directory of more than 65536 entries.")
     stored = file.read(layout.record.size * count)
     return [layout.record.unpack_from(stored, layout.record.size * index) for index in range(count)]
+
+
+def _seek(file: BinaryIO, position: int) -> None:
+    """Go to a place that the file names; the system says no to some that no file reaches, in words that vary."""
+    if position > file.seek(0, 2):
+        raise ValueError(f"Nothing lies at byte {position} of the file.")
+    file.seek(position)
 
 
 def _read(file: BinaryIO, layout: Layout, position: int, wanted: set[int] | None = None) -> Directory:
@@ -222,7 +241,7 @@ def _read(file: BinaryIO, layout: Layout, position: int, wanted: set[int] | None
         if size <= len(field):
             data = field[:size]
         else:
-            file.seek(layout.offset.unpack(field)[0])
+            _seek(file, layout.offset.unpack(field)[0])
             data = file.read(size)
             if len(data) < size:
                 raise ValueError(f"TIFF tag {tag} is cut short.")

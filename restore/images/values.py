@@ -33,7 +33,8 @@ def from_unit(array: np.ndarray, dtype: str | np.dtype) -> np.ndarray:
     full = _FULL.get(name)
     if full is None:
         return array.astype(np.float32)
-    return np.floor(np.clip(array, 0, 1) * array.dtype.type(full) + array.dtype.type(0.5)).astype(name)
+    values: np.ndarray = np.floor(np.clip(array, 0, 1) * array.dtype.type(full) + array.dtype.type(0.5)).astype(name)
+    return values
 
 
 def fill_transparent(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from hybrid.errors import OutputError
 from restore.images.metadata import Picture, PictureMetadata
 from restore.images.plan import OutputPlan, SaveOptions, check_output, plan_output
 from restore.images.png import remove_chunk
+from restore.images.reading import ERRORS
 from restore.images.tiff import attach_blocks, scratch_header
 from restore.images.values import from_unit, to_unit
 
@@ -170,7 +171,8 @@ class PictureWriter:
             raise OutputError(f"Only {self._next_row} of {self.plan.height} rows of {self._path} were made; nothing was written.")
         result = self._folder / "result"
         try:
-            _encode(self._scratch, result, self.plan, self._options)
+            with ERRORS:
+                _encode(self._scratch, result, self.plan, self._options)
             os.replace(result, self._path)
         except pyvips.Error as error:
             reason = str(error.detail).strip() or error.message

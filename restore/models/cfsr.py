@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +26,10 @@ from hybrid.blocks.convolution import (
     edge_masks,
     merge_branches,
 )
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
+from hybrid.families import build_from, create_from
 from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
 from restore.models.published import count_numbered, picture_mean
@@ -94,7 +94,7 @@ class CFSR(RestorationNetwork):
         last = nn.Conv2d(dim, channels * config.scale**2, 3, padding=1)
         self.add_module("upsample" if config.scale > 1 else "conv_last", last)  # as published
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config)
 
     def merge(self) -> CFSR:
@@ -206,16 +206,11 @@ def read_config(state: Mapping[str, Tensor]) -> CFSRConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> CFSR:
-    """CFSR for a checkpoint, in the form in which its file is. `options`: `img_range`, which a file cannot tell."""
-    return CFSR(replace(read_config(state), **options))
-
-
 FAMILY = Family(
     name="cfsr",
     matches=matches,
-    build=build,
-    create=lambda **options: CFSR(CFSRConfig(**options)),
+    build=build_from(CFSR, read_config),
+    create=create_from(CFSR, CFSRConfig),
     options=("img_range",),
     keys=KEYS,
 )

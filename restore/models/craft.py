@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isqrt, lcm
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,12 @@ from torch.nn import functional as F
 from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.convolution import PointwiseConvolution, in_row_strips
 from hybrid.blocks.feedforward import FeedForward
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.split_windows import SplitWindowAttention
 from hybrid.blocks.transposed import STRIP_PIXELS, GatedFeedForward, TransposedCrossAttention
 from hybrid.cards import ModelCard
+from hybrid.families import build_from, create_from
 from hybrid.initialisation import initialise_linears
 from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
@@ -154,7 +154,7 @@ class CRAFT(RestorationNetwork):
         self.upsample = nn.Conv2d(dim, channels * config.scale**2, 3, padding=1)
         initialise_linears(self)
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -244,17 +244,12 @@ def read_config(state: Mapping[str, Tensor]) -> CRAFTConfig:
     return replace(config, split_size=(rows, columns))
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> CRAFT:
-    """CRAFT for a checkpoint. `options`: `img_range`, and `split_size` where the file was stripped of its tables."""
-    return CRAFT(replace(read_config(state), **options))
-
-
 FAMILY = Family(
     name="craft",
     matches=matches,
-    build=build,
-    create=lambda **options: CRAFT(CRAFTConfig(**options)),
-    options=("img_range", "split_size"),
+    build=build_from(CRAFT, read_config),
+    create=create_from(CRAFT, CRAFTConfig),
+    options=("img_range", "split_size"),  # which a file that was stripped of its tables does not tell
     keys=KEYS,
     derived=("relative_position_index_[hv]", "biases_[hv]"),
 )

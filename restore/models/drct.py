@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt, prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +18,12 @@ from torch.nn import functional as F
 
 from hybrid.blocks.chunks import CHUNK_TOKENS, accumulate, chunk_length
 from hybrid.blocks.convolution import PointwiseConvolution
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows, sub_pixel_stages
 from hybrid.blocks.swin import SwinBlock
 from hybrid.blocks.windows import group_rows
 from hybrid.cards import ModelCard
+from hybrid.families import build_from, create_from
 from hybrid.initialisation import initialise_linears
 from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
@@ -35,7 +35,7 @@ TAIL_FEATURES = 64
 """Channels between the body and the enlarged picture."""
 TAIL_HALO = 4
 """Rows of context that the tail needs: one for each 3x3 convolution, counted at the input's resolution."""
-TAIL_PIXELS = 64 * 64
+TAIL_PIXELS = 32 * 64
 """Input pixels a strip of the tail: its feature maps are scale^2 as large, and in one piece would be the peak."""
 
 
@@ -137,7 +137,7 @@ class DRCT(RestorationNetwork):
         self.conv_last = nn.Conv2d(TAIL_FEATURES, channels, 3, padding=1)
         initialise_linears(self)
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -151,7 +151,8 @@ class DRCT(RestorationNetwork):
     def _groups(self, x: Tensor) -> Tensor:
         """All groups, (B, H, W, D) to the same; without gradients the result is a view of a wider grid."""
         if torch.is_grad_enabled():
-            return self.groups(x)
+            features: Tensor = self.groups(x)
+            return features
         dtype = torch.promote_types(x.dtype, torch.float32)  # sums over all groups are kept whole under autocast
         grid = torch.empty(*x.shape[:-1], self.config.widths[-1], dtype=dtype, device=x.device)
         grid[..., : x.shape[-1]] = x
@@ -166,7 +167,8 @@ class DRCT(RestorationNetwork):
         # The last step is small and its rounding would be seen: float32 whatever the rest computes in.
         with torch.autocast(features.device.type, enabled=False):
             assert isinstance(self.mean, Tensor)
-            return self.conv_last(features.float()) / self.config.img_range + self.mean
+            picture: Tensor = self.conv_last(features.float()) / self.config.img_range + self.mean
+            return picture
 
 
 def _card(config: DRCTConfig) -> ModelCard:
@@ -184,7 +186,7 @@ def _card(config: DRCTConfig) -> ModelCard:
         overlap=2 * config.window,
         global_context=False,
         activation_floats=round(1.1 * (widest + config.embed_dim + 16 + 2 * outputs)),
-        working_floats=max(8 * CHUNK_TOKENS * widest, 7 * TAIL_PIXELS * TAIL_FEATURES * config.scale**2),
+        working_floats=max(8 * CHUNK_TOKENS * widest, 14 * TAIL_PIXELS * TAIL_FEATURES * config.scale**2),
     )
 
 
@@ -213,7 +215,12 @@ def matches(state: Mapping[str, Tensor]) -> bool:
 
 
 def read_config(state: Mapping[str, Tensor]) -> DRCTConfig:
-    """The configuration that a state dict under published keys tells by its names and shapes."""
+    """The configuration that a state dict under published keys tells by its names and shapes.
+
+    Raises:
+        WeightsError: The checkpoint uses an absolute position embedding, which works at one input size only.
+    """
+    refuse_absolute_positions(state, "DRCT")
     blocks = [f"swin{k + 1}." for k in range(BLOCKS)]
     tables = [
         [state[f"layers.{g}.{block}attn.relative_position_bias_table"] for block in blocks]
@@ -238,21 +245,11 @@ def read_config(state: Mapping[str, Tensor]) -> DRCTConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> DRCT:
-    """DRCT for a checkpoint. `options` are fields of DRCTConfig that a file cannot tell, such as `img_range`.
-
-    Raises:
-        WeightsError: The checkpoint uses an absolute position embedding, which works at one input size only.
-    """
-    refuse_absolute_positions(state, "DRCT")
-    return DRCT(replace(read_config(state), **options))
-
-
 FAMILY = Family(
     name="drct",
     matches=matches,
-    build=build,
-    create=lambda **options: DRCT(DRCTConfig(**options)),
+    build=build_from(DRCT, read_config),
+    create=create_from(DRCT, DRCTConfig),
     options=("img_range", "shifted", "drop_path"),
     keys=KEYS,
     derived=("*.attn_mask", "*.relative_position_index"),

@@ -11,16 +11,17 @@ whoever runs it enlarges the colours by bicubic: its card says `luma`. With thre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hybrid.blocks.layout import channels_last
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
+from hybrid.families import build_from, create_from
 from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
 
@@ -64,7 +65,7 @@ class ESPCN(RestorationNetwork):
         for layer in (self.conv1, self.conv2, self.conv3):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -137,16 +138,11 @@ def read_config(state: Mapping[str, Tensor]) -> ESPCNConfig:
     return ESPCNConfig(in_channels=channels, scale=isqrt(len(weights["conv3.weight"]) // channels))
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> ESPCN:
-    """ESPCN for a checkpoint. `options`: `replicate_border`, which a file cannot tell."""
-    return ESPCN(replace(read_config(state), **options))
-
-
 FAMILY = Family(
     name="espcn",
     matches=matches,
-    build=build,
-    create=lambda **options: ESPCN(ESPCNConfig(**options)),
+    build=build_from(ESPCN, read_config),
+    create=create_from(ESPCN, ESPCNConfig),
     options=("replicate_border",),
     keys=KEYS,
 )

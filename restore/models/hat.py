@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isqrt, prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,10 @@ from torch.nn import functional as F
 from hybrid.blocks.attention import STRIP_TOKENS, ChannelAttention, OverlappingCrossAttention, WindowAttention
 from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.feedforward import FeedForward, StochasticDepth
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows, sub_pixel_stages
 from hybrid.cards import ModelCard
+from hybrid.families import build_from, create_from
 from hybrid.initialisation import initialise_linears
 from hybrid.weights.keys import KeyMap
 from restore.models.base import Family, RestorationNetwork
@@ -30,7 +30,7 @@ from restore.models.published import count_numbered, picture_mean, refuse_absolu
 PUBLISHED_CONV_SCALE = 0.01
 TAIL_HALO = 4
 """Rows of context that the enlarging tail needs: one for each 3x3 convolution, counted at the input's resolution."""
-TAIL_PIXELS = 64 * 64
+TAIL_PIXELS = 32 * 64
 """Input pixels a strip of the tail: its feature maps are scale^2 as large, and in one piece would be the peak."""
 
 
@@ -78,7 +78,8 @@ class ConvolutionBranch(nn.Module):
         self.gate = ChannelAttention(dim, squeeze_width)
 
     def forward(self, x: Tensor, scale: float) -> Tensor:
-        return self.gate(self.restore(F.gelu(self.reduce(x))), scale)
+        gated: Tensor = self.gate(self.restore(F.gelu(self.reduce(x))), scale)
+        return gated
 
 
 class HybridAttentionBlock(nn.Module):
@@ -162,7 +163,7 @@ class HAT(RestorationNetwork):
         self.conv_last = nn.Conv2d(features, channels, 3, padding=1)
         initialise_linears(self)
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -190,7 +191,8 @@ class HAT(RestorationNetwork):
         # The last step is small and its rounding would be seen: float32 whatever the rest computes in.
         with torch.autocast(features.device.type, enabled=False):
             assert isinstance(self.mean, Tensor)
-            return self.conv_last(features.float()) / self.config.img_range + self.mean
+            picture: Tensor = self.conv_last(features.float()) / self.config.img_range + self.mean
+            return picture
 
 
 def _card(config: HATConfig) -> ModelCard:
@@ -243,7 +245,12 @@ def matches(state: Mapping[str, Tensor]) -> bool:
 
 
 def read_config(state: Mapping[str, Tensor]) -> HATConfig:
-    """The configuration that a state dict under published keys tells by its names and shapes."""
+    """The configuration that a state dict under published keys tells by its names and shapes.
+
+    Raises:
+        WeightsError: The checkpoint uses an absolute position embedding, which works at one input size only.
+    """
+    refuse_absolute_positions(state, "HAT")
     groups = count_numbered(state, "layers.")
     group = "layers.{}.residual_group."
     tables = [state[group.format(g) + "overlap_attn.relative_position_bias_table"] for g in range(groups)]
@@ -268,21 +275,11 @@ def read_config(state: Mapping[str, Tensor]) -> HATConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> HAT:
-    """HAT for a checkpoint. `options` are fields of HATConfig that a file cannot tell, such as `conv_scale`.
-
-    Raises:
-        WeightsError: The checkpoint uses an absolute position embedding, which works at one input size only.
-    """
-    refuse_absolute_positions(state, "HAT")
-    return HAT(replace(read_config(state), **options))
-
-
 FAMILY = Family(
     name="hat",
     matches=matches,
-    build=build,
-    create=lambda **options: HAT(HATConfig(**options)),
+    build=build_from(HAT, read_config),
+    create=create_from(HAT, HATConfig),
     options=("conv_scale", "img_range", "img_size", "drop_path"),
     keys=KEYS,
     derived=("relative_position_index_SA", "relative_position_index_OCA"),

@@ -8,17 +8,17 @@ columns. The names of the parameters are the published ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.chunks import accumulate
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.normalisation import instance_norm
 from hybrid.cards import ModelCard
+from hybrid.families import build_from, create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
 from restore.models.multi_output import Heads, SeveralOutputs, SupervisedAttention, count_heads
@@ -127,7 +127,7 @@ class HINet(SeveralOutputs):
         self.sam12 = SupervisedAttention(width, self.heads, kernel=3, bias=True)
         self.cat12 = nn.Conv2d(2 * width, width, 1)
         self.last = nn.Conv2d(width, channels * config.n_heads, 3, padding=1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config, self.heads)
 
     def restore(self, x: Tensor) -> list[Tensor]:
@@ -219,16 +219,11 @@ def read_config(state: Mapping[str, Tensor]) -> HINetConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> HINet:
-    """HINet for a checkpoint. `options`: `combine_heads`."""
-    return HINet(replace(read_config(state), **options))
-
-
 FAMILY = Family(
     name="hinet",
     matches=matches,
-    build=build,
-    create=lambda **options: HINet(HINetConfig(**options)),
+    build=build_from(HINet, read_config),
+    create=create_from(HINet, HINetConfig),
     options=("combine_heads",),
     keys=KEYS,
 )

@@ -13,18 +13,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.convolution import STRIP_PIXELS
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.selective_fusion import DualAttentionUnit, ResidualDownsample, ResidualUpsample, SelectiveKernelFusion
 from hybrid.cards import ModelCard
 from hybrid.errors import WeightsError
+from hybrid.families import build_from, create_from
 from hybrid.weights.containers import few
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family, RestorationNetwork
@@ -117,7 +117,7 @@ class MIRNet(RestorationNetwork):
         self.groups = nn.ModuleList(ResidualGroup(config) for _ in range(config.groups))
         self.conv_out = nn.Conv2d(features, channels, 3, padding=1, bias=False)
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -130,7 +130,8 @@ class MIRNet(RestorationNetwork):
     def _tail(self, features: Tensor, x: Tensor) -> Tensor:
         # The last step is small and its rounding would be seen: float32 whatever the rest computes in.
         with torch.autocast(x.device.type, enabled=False):
-            return self.conv_out(features.float()) + x
+            picture: Tensor = self.conv_out(features.float()) + x
+            return picture
 
 
 def _down(width: int, times: int) -> nn.Sequential:
@@ -210,11 +211,6 @@ def read_config(state: Mapping[str, Tensor]) -> MIRNetConfig:
     return replace(config, columns=columns) if columns > 1 else config
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> MIRNet:
-    """MIRNet for a checkpoint. `options`: `columns`, for a file without the copies."""
-    return MIRNet(replace(read_config(state), **options))
-
-
 def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under published names with one of each of the tensors that the network shares.
 
@@ -241,9 +237,9 @@ def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 FAMILY = Family(
     name="mirnet",
     matches=matches,
-    build=build,
-    create=lambda **options: MIRNet(MIRNetConfig(**options)),
-    options=("columns",),
+    build=build_from(MIRNet, read_config),
+    create=create_from(MIRNet, MIRNetConfig),
+    options=("columns",),  # which a file without the copies does not tell
     keys=KEYS,
     derived=("*.filt",),  # the blur before decimation
     without_copies=without_copies,

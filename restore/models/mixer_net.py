@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.chunks import accumulate
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.mixers import MIXERS, Mixer, MixerBlock, mixer_name, width_step
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
+from hybrid.families import build_from
 from hybrid.initialisation import initialise_linears
 from hybrid.parameter_budget import widths_for
 from hybrid.weights.keys import KeyMap, count_numbered
@@ -84,7 +85,7 @@ class MixerNet(RestorationNetwork):
         self.conv_last = nn.Conv2d(dim, channels * config.scale**2, 3, padding=1)
         initialise_linears(self)
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         mixer = next(module for module in self.modules() if isinstance(module, Mixer))
         self.open_sides, self.not_exported = mixer.open_sides, mixer.not_exported
         self.card = _card(config, mixer)
@@ -149,11 +150,6 @@ def read_config(state: Mapping[str, Tensor]) -> MixerNetConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> MixerNet:
-    """The network for a checkpoint, which tells all; there are no options."""
-    return MixerNet(replace(read_config(state), **options))
-
-
 def create(parameters: int | None = None, **options: Any) -> MixerNet:
     """The network for a training: fields of MixerNetConfig.
 
@@ -176,4 +172,4 @@ def create(parameters: int | None = None, **options: Any) -> MixerNet:
     return make(*widths_for(parameters, make, width_step(spatial_dims=2)))
 
 
-FAMILY = Family(name="mixer", matches=matches, build=build, create=create, options=(), keys=KeyMap())
+FAMILY = Family(name="mixer", matches=matches, build=build_from(MixerNet, read_config), create=create, options=(), keys=KeyMap())

@@ -8,17 +8,18 @@ columns. As published, one slope is shared by all activations; files hold a copy
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.chunks import accumulate, modulate
+from hybrid.blocks.layout import channels_last
 from hybrid.blocks.selective_fusion import prelu
 from hybrid.cards import ModelCard
 from hybrid.errors import WeightsError
+from hybrid.families import build_from, create_from
 from hybrid.weights.containers import few
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
@@ -202,7 +203,7 @@ class MPRNet(SeveralOutputs):
         self.sam12, self.sam23 = (SupervisedAttention(width, self.heads, kernel=1, bias=False) for _ in range(2))
         self.concat12, self.concat23 = _conv(2 * width, width), _conv(2 * width, wide)
         self.tail = _conv(wide, config.in_channels * config.n_heads)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config, self.heads)
 
     def restore(self, x: Tensor) -> list[Tensor]:
@@ -303,11 +304,6 @@ def read_config(state: Mapping[str, Tensor]) -> MPRNetConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> MPRNet:
-    """MPRNet for a checkpoint. `options`: `combine_heads`."""
-    return MPRNet(replace(read_config(state), **options))
-
-
 def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under published names with one of the slope that all blocks share.
 
@@ -326,8 +322,8 @@ def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 FAMILY = Family(
     name="mprnet",
     matches=matches,
-    build=build,
-    create=lambda **options: MPRNet(MPRNetConfig(**options)),
+    build=build_from(MPRNet, read_config),
+    create=create_from(MPRNet, MPRNetConfig),
     options=("combine_heads",),
     keys=KEYS,
     without_copies=without_copies,

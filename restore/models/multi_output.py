@@ -70,7 +70,8 @@ class Heads:
             heads = accumulate(heads, image[:, None])
         if self.outputs > self.count or self.chosen is not None:
             heads = torch.stack([heads[:, i] if i == j else (heads[:, i] + heads[:, j]) / 2 for i, j in self.pairs], 1)
-        return heads.flatten(1, 2)
+        flat: Tensor = heads.flatten(1, 2)
+        return flat
 
     def apart(self, y: Tensor) -> Tensor:
         """Outputs as channels (B, m C, H, W) to (B, m, C, H, W); (B, C, H, W) of one head stay."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.channel_gates import STRIP_VALUES, ActivationFreeBlock
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.cards import ModelCard
+from hybrid.families import create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
 from restore.models.multi_output import Heads, SeveralOutputs, count_heads
@@ -90,7 +91,7 @@ class NAFNet(SeveralOutputs):
             _level(config, config.levels - 1 - step, depth) for step, depth in enumerate(config.decoder_depths)
         )
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = self.heads.on_card(_card(config))
 
     def restore(self, x: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class NAFNet(SeveralOutputs):
         """What the last convolution takes, (B, H, W, width)."""
         # The residual stream and its norms are float32 whatever the steps compute in.
         with torch.autocast(x.device.type, enabled=False):
-            grid = to_tokens(self.intro(x.contiguous(memory_format=torch.channels_last)))
+            grid: Tensor = to_tokens(self.intro(x.contiguous(memory_format=torch.channels_last)))
         kept: list[Tensor] = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             kept.append(encoder(grid))
@@ -221,7 +222,7 @@ FAMILY = Family(
     name="nafnet",
     matches=matches,
     build=build,
-    create=lambda **options: NAFNet(NAFNetConfig(**options)),
+    create=create_from(NAFNet, NAFNetConfig),
     options=("tlc_train_size", "combine_heads", "face_size"),
     keys=KEYS,
 )

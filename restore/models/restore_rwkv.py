@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hybrid.blocks.convolution import STRIP_PIXELS
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.rwkv import RWKVBlock
 from hybrid.blocks.u_shape import UShape
 from hybrid.cards import ModelCard
+from hybrid.families import build_from, create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family, RestorationNetwork
 
@@ -65,7 +65,7 @@ class RestoreRWKV(RestorationNetwork):
         self.refinement = nn.Sequential(*[block(0, 2 * dim) for _ in range(config.refinement)])
         self.output = nn.Conv2d(2 * dim, channels, 3, padding=1)
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -77,7 +77,8 @@ class RestoreRWKV(RestorationNetwork):
     def _tail(self, features: Tensor, x: Tensor) -> Tensor:
         # The last step is small and its rounding would be seen: float32 whatever the rest computes in.
         with torch.autocast(x.device.type, enabled=False):
-            return self.output(features.float()) + x
+            picture: Tensor = self.output(features.float()) + x
+            return picture
 
 
 def _card(config: RestoreRWKVConfig) -> ModelCard:
@@ -148,16 +149,11 @@ def read_config(state: Mapping[str, Tensor]) -> RestoreRWKVConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> RestoreRWKV:
-    """Restore-RWKV for a checkpoint, which tells all; there are no options."""
-    return RestoreRWKV(read_config(state), **options)
-
-
 FAMILY = Family(
     name="restore_rwkv",
     matches=matches,
-    build=build,
-    create=lambda **options: RestoreRWKV(RestoreRWKVConfig(**options)),
+    build=build_from(RestoreRWKV, read_config),
+    create=create_from(RestoreRWKV, RestoreRWKVConfig),
     options=(),
     keys=KEYS,
     # The folded kernel that training leaves behind, and an unused layer of the first release.

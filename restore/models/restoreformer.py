@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from hybrid.blocks.autoencoder import Downsample, GlobalAttention, GroupNorm, ResidualBlock, Upsample, activated_convolution
 from hybrid.blocks.convolution import STRIP_PIXELS, PointwiseConvolution
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.vector_quantiser import Quantised, VectorQuantiser
 from hybrid.cards import ModelCard
 from hybrid.errors import RequestError
+from hybrid.families import create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family, RestorationNetwork
 
@@ -250,7 +251,7 @@ class RestoreFormer(RestorationNetwork):
         self.quant_conv = PointwiseConvolution(config.latent, config.embed_dim)
         self.post_quant_conv = PointwiseConvolution(config.embed_dim, config.latent)
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = _card(config)
 
     def restore(self, x: Tensor) -> Tensor:
@@ -273,12 +274,13 @@ class RestoreFormer(RestorationNetwork):
         """
         low = torch.is_grad_enabled()  # as a training likes it
         with nullcontext() if low else torch.autocast(x.device.type, enabled=False):
-            encoded = self.encoder(x)
+            encoded: Encoded = self.encoder(x)
             return replace(encoded, latent=self.quant_conv(encoded.latent))
 
     def decode(self, values: Tensor, contexts: Mapping[int, Tensor]) -> Tensor:
         """Entries (B, h, w, embed_dim), and the features that ask, to pictures (B, C, H, W)."""
-        return self.decoder(self.post_quant_conv(values), contexts)
+        picture: Tensor = self.decoder(self.post_quant_conv(values), contexts)
+        return picture
 
 
 def _card(config: RestoreFormerConfig) -> ModelCard:
@@ -374,7 +376,7 @@ FAMILY = Family(
     name="restoreformer",
     matches=matches,
     build=build,
-    create=lambda **options: RestoreFormer(RestoreFormerConfig(**options)),
+    create=create_from(RestoreFormer, RestoreFormerConfig),
     options=("variant", "num_heads", "groups", "resolution"),
     keys=KEYS,
     derived=("*.utility_counter",),  # how often entries were used, in old files

@@ -10,17 +10,17 @@ docs/tiles.md says by how much.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hybrid.blocks.layout import to_image, to_tokens
+from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.transposed import STRIP_PIXELS, STRIP_VALUES, TransposedBlock
 from hybrid.blocks.u_shape import UShape
 from hybrid.cards import ModelCard
+from hybrid.families import build_from, create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
 from restore.models.multi_output import Heads, SeveralOutputs, count_heads
@@ -80,7 +80,7 @@ class Restormer(SeveralOutputs):
             self.skip = nn.Conv2d(dim, 2 * dim, 1, bias=config.bias)
         self.output = nn.Conv2d(2 * dim, config.out_channels * config.n_heads, 3, padding=1, bias=config.bias)
         # Tokens are channels-last images: convolutions follow them.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
         self.card = self.heads.on_card(_card(config))
 
     def restore(self, x: Tensor) -> Tensor:
@@ -184,16 +184,11 @@ def read_config(state: Mapping[str, Tensor]) -> RestormerConfig:
     )
 
 
-def build(state: Mapping[str, Tensor], **options: Any) -> Restormer:
-    """Restormer for a checkpoint. `options`: `combine_heads`."""
-    return Restormer(replace(read_config(state), **options))
-
-
 FAMILY = Family(
     name="restormer",
     matches=matches,
-    build=build,
-    create=lambda **options: Restormer(RestormerConfig(**options)),
+    build=build_from(Restormer, read_config),
+    create=create_from(Restormer, RestormerConfig),
     options=("combine_heads",),
     keys=KEYS,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from hybrid.batch.engine import Item, Made, Tell
 from hybrid.batch.journal import options_digest
 from hybrid.batch.place import name_below
+from hybrid.batch.work import Stages, finish
 from hybrid.devices import set_threads
 from hybrid.loading import check_same_weights, portable_source
 from hybrid.precision.check import Verdict
@@ -18,7 +19,7 @@ from restore.loading import build, find_weights
 from restore.models.base import RestorationNetwork
 from restore.restoration.ensemble import SelfEnsemble
 from restore.restoration.inputs import Job, check_name
-from restore.restoration.run import Outcome, RunSettings, restore_file
+from restore.restoration.run import Outcome, RunSettings, file_stages
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,13 @@ class PictureWorker:
 
     def run(self, work: Job, *, replace: bool, tell: Tell) -> Made:
         """Restore a picture; its folders are there. The report is its `Outcome`."""
+        return finish(self.stages(work, replace=replace), tell)
+
+    def stages(self, work: Job, *, replace: bool) -> Stages[Made]:
+        """The same in stages."""
         check_name(work)
-        outcome = restore_file(
-            self.network,
-            work.source,
-            work.target,
-            settings_of(work, self.settings, replace=replace),
-            notes=self.notes,
-            on_progress=tell.progress,
-            on_note=lambda note: tell.say(note, "dim"),
-        )
+        settings = settings_of(work, self.settings, replace=replace)
+        outcome = yield from file_stages(self.network, work.source, work.target, settings, notes=self.notes)
         return Made(_written(work, outcome), outcome)
 
 

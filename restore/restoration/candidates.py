@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hybrid.batch.work import Stages
 from hybrid.cards import ModelCard
 from hybrid.errors import OutputError
 from hybrid.records import Record
@@ -37,6 +38,10 @@ ROWS = 64
 WHITE = 0.999
 """Part of the pixels that the map of differences shows below white; those beyond are white too."""
 MAP_FULL = 65535
+
+
+Written = tuple[Record, tuple[str, ...], tuple[Path, ...]]
+"""The record of a run, what the format cannot carry, and all files that were written."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +174,8 @@ def write_several(
     selection: Selection,
     encode: tuple[SaveOptions, PictureMetadata],
     record: Record,
-) -> tuple[Record, tuple[str, ...], tuple[Path, ...]]:
-    """Run a network of several outputs and write what is asked for.
+) -> Stages[Written]:
+    """Run a network of several outputs, pause, and write what is asked for.
 
     Args:
         run: Runs the network and hands out rows (m, h, W, P).
@@ -181,7 +186,7 @@ def write_several(
         record: Of the run, as far as it is known.
 
     Returns:
-        The record with what was found, what the format cannot carry, and all files that were written.
+        The record with what was found, and what was written.
     """
     options, metadata = encode
     info = observed.info  # what cannot be written is told before the network runs
@@ -189,6 +194,7 @@ def write_several(
     with hidden_folder(target) as folder:
         files = OutputFiles(folder, observed, card, mean=selection.main == "mean", map=selection.uncertainty is not None)
         run(files.add)
+        yield
         ranking = files.rank(selection)
         record = replace(record, figures=_figures(files, ranking, target, selection))
         finished = [(_write(files.chosen(ranking.main), observed.info, folder, target, encode, record), target)]

@@ -149,7 +149,7 @@ class RowResizer:
         (rows, height), columns, planes = self.down.shape, self.across.shape[0], self.held.shape[2]
         strip = int((self.last - self.first).max()) + 1 + self.step
         block = self.step * max(self.across.shape[1], columns) + math.ceil(self.step * rows / height) * columns
-        return 4 * planes * (2 * strip * columns + 4 * block)
+        return int(4 * planes * (2 * strip * columns + 4 * block))
 
     def _add(self, rows: NDArray[np.float32]) -> None:
         count, width, planes = rows.shape

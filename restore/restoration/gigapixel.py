@@ -206,7 +206,7 @@ class _BoxWriter:
         down, across = (matrix[span, near] for matrix, span, near in zip(self.matrices, spans, reach, strict=True))
         turned = np.ascontiguousarray(block.transpose(1, 0, 2)).reshape(width, height * planes)
         narrow = (across @ turned).reshape(-1, height, planes).transpose(1, 0, 2)
-        rows = (down @ np.ascontiguousarray(narrow).reshape(height, -1)).reshape(-1, across.shape[0], planes)
+        rows: np.ndarray = (down @ np.ascontiguousarray(narrow).reshape(height, -1)).reshape(-1, across.shape[0], planes)
         np.clip(rows[..., self.info.channels :], 0, 1, out=rows[..., self.info.channels :])
         return rows
 

@@ -244,7 +244,7 @@ def seconds_per_pixel(network: RestorationNetwork) -> float:
 
 def expected_seconds(plan: TilePlan, per_pixel: float) -> float:
     """Estimated time of a plan: its tiles' pixels, overlaps counted each time."""
-    return per_pixel * sum(np.prod([part.stop - part.start for part in box]) for _, box in plan.boxes())
+    return float(per_pixel * sum(np.prod([part.stop - part.start for part in box]) for _, box in plan.boxes()))
 
 
 def describe_plan(plan: FilePlan, info: PictureInfo, settings: RunSettings, per_pixel: float) -> str:

@@ -14,6 +14,9 @@ from restore.models.base import RestorationNetwork
 from restore.restoration.one_output import notes_of
 from restore.restoration.plan import RunSettings
 
+DETAILS = "Fine details of enlarged pictures may be invented by the network"
+"""What results and records say where a network gives more pixels than it was given."""
+
 
 def check_target(source: Path, target: Path, settings: RunSettings, *, outputs: int = 1) -> None:
     """Make sure that the result, its record and what comes beside it can be written, before any work is done.
@@ -58,7 +61,7 @@ def make_record(
         started=started,
         seconds=0.0,
         tiles=tiles,
-        notes=(*notes, *notes_of(network)),
+        notes=(*notes, *notes_of(network), *((f"{DETAILS}.",) if network.card.scale > 1 else ())),
         precision_check=verdict_facts(network),
     )
 

@@ -9,8 +9,8 @@ or in memory: `restore_picture(network, read_picture("input.png"))`. What is too
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from torch import Tensor
 
+from hybrid.batch.work import Listener, Stages, Stopwatch, finish
 from hybrid.errors import RequestError
 from hybrid.memory import release_memory
 from hybrid.records import Record, timestamp, write_record
@@ -33,7 +34,7 @@ from restore.images import (
     read_picture,
 )
 from restore.models.base import RestorationNetwork
-from restore.restoration.candidates import Observed, OutputFiles, rows_of, write_several
+from restore.restoration.candidates import Observed, OutputFiles, Written, rows_of, write_several
 from restore.restoration.final_size import RowResizer, resize_note
 from restore.restoration.gigapixel import restore_streamed
 from restore.restoration.one_output import OneOutput, Selection, as_asked
@@ -73,6 +74,8 @@ __all__ = [
     "seconds_per_pixel",
 ]
 
+BESIDE = 128 * 2**20
+"""Bytes of samples up to which a picture is read, and its result encoded, beside the computing of others."""
 STREAMED = "Too large to compare outputs: the picture is streamed, and the mean of the outputs was taken."
 
 OnProgress = Callable[[int, int], None]
@@ -142,25 +145,54 @@ def restore_file(
         RequestError: The target is the source, or its format cannot hold the result, or the network lacks what is asked.
         ResourceError: It does not fit the memory.
     """
-    settings = settings or RunSettings()
-    started, clock = timestamp(), time.perf_counter()
+    stages = file_stages(network, source, target, settings or RunSettings(), notes=notes)
+    return finish(stages, Listener(on_progress, on_note))
+
+
+def file_stages(
+    network: RestorationNetwork, source: Path, target: Path, settings: RunSettings, *, notes: tuple[str, ...] = ()
+) -> Stages[Outcome]:
+    """What `restore_file` does, with pauses before and after the network runs, where reading and writing need little memory.
+
+    Args:
+        network, source, target, settings, notes: As of `restore_file`.
+
+    Raises:
+        HybridError: As `restore_file`.
+    """
+    started, clock = timestamp(), Stopwatch()
     network = as_asked(network, settings.selection)
     check_target(source, target, settings, outputs=network.card.outputs)
     info = probe(source)
     size = _size(network, info, settings)
     check_size(info, target, settings)
+    apart = _can_wait(info, size, settings)
+    most = settings.max_pixels or MAX_PIXELS
+    picture = read_picture(source, max_pixels=most) if apart else None
+    with clock.stopped():
+        tell = yield
     plan = plan_file(network, info, target, settings)
     if plan.streamed:
         if network.card.outputs > 1:
             network, notes = OneOutput(network, "mean"), (*notes, STREAMED)
-        return restore_streamed(network, source, target, settings, notes=notes, on_progress=on_progress, on_note=on_note)
-    picture = read_picture(source, max_pixels=settings.max_pixels or MAX_PIXELS)
+
+        def say(note: str) -> None:
+            tell.say(note, "dim")
+
+        return restore_streamed(network, source, target, settings, notes=notes, on_progress=tell.progress, on_note=say)
+    if picture is None:
+        picture = read_picture(source, max_pixels=most)
     if size != (made := (info.width * network.card.scale, info.height * network.card.scale)):
         notes = (*notes, resize_note(made, size))
     record = make_record(network, source, target, settings.task, plan.describe(), started, notes)
-    record, said, written = _write(network, picture, plan.tiles, target, settings, record, on_progress)
+    with closing(_write(network, picture, plan.tiles, target, settings, record, tell.progress)) as writing:
+        next(writing)
+        if apart:
+            with clock.stopped():
+                yield
+        record, said, written = finish(writing, tell)
     said = (*picture.metadata.notes, *said, *tile_notes(network.card, plan.tiles))
-    seconds = time.perf_counter() - clock
+    seconds = clock.seconds
     try:
         write_record(replace(record, seconds=round(seconds, 3), notes=(*record.notes, *said)), target)
     except BaseException:
@@ -170,6 +202,12 @@ def restore_file(
     return Outcome(source, target, size, seconds, plan.describe(), said, record.figures)
 
 
+def _can_wait(info: PictureInfo, size: tuple[int, int], settings: RunSettings) -> bool:
+    """Whether a picture may lie in memory, and its result be encoded, while the network computes others."""
+    samples = (info.channels + info.alpha) * np.dtype(info.dtype).itemsize
+    return settings.memory is None and samples * max(info.width * info.height, size[0] * size[1]) <= BESIDE
+
+
 def _write(
     network: RestorationNetwork,
     picture: Picture,
@@ -177,9 +215,9 @@ def _write(
     target: Path,
     settings: RunSettings,
     record: Record,
-    on_progress: OnProgress | None,
-) -> tuple[Record, tuple[str, ...], tuple[Path, ...]]:
-    """Run and write; returns the record with what was found, what the format cannot carry, and the files."""
+    on_progress: OnProgress,
+) -> Stages[Written]:
+    """Run, pause, and write."""
     height, width, channels = picture.colour.shape
     info = PictureInfo(target, width, height, channels, picture.alpha is not None, picture.colour.dtype.name, "", "")
     observed = _observe(picture, info)
@@ -190,7 +228,7 @@ def _write(
 
     if network.card.outputs > 1:
         encode = settings.save, picture.metadata
-        return write_several(run, observed, network.card, target, settings.selection, encode, record)
+        return (yield from write_several(run, observed, network.card, target, settings.selection, encode, record))
     scale = network.card.scale
     with PictureWriter(
         target,
@@ -202,6 +240,7 @@ def _write(
         options=with_record(settings.save, record),
     ) as writer:
         run(_row_writer(scale, info, settings, writer.write_rows))
+        yield
     return record, writer.notes, (target,)
 
 

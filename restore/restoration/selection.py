@@ -166,7 +166,8 @@ def fit_kernel(sharp: Array, blurred: Array) -> Array:
     total = kernel.sum()
     if total <= 0:  # nothing in common: the picture as it is
         kernel[len(kernel) // 2] = total = 1.0
-    return (kernel / total).reshape(side, side)
+    scaled: Array = (kernel / total).reshape(side, side)
+    return scaled
 
 
 def _not_negative(normal: Array, right: Array) -> Array:
@@ -176,7 +177,8 @@ def _not_negative(normal: Array, right: Array) -> Array:
         vector = normal @ vector
         vector /= np.linalg.norm(vector)
     step = 1 / (1.05 * float(vector @ normal @ vector))
-    kernel = ahead = np.maximum(np.linalg.solve(normal, right), 0)
+    kernel: Array = np.maximum(np.linalg.solve(normal, right), 0)
+    ahead = kernel
     momentum = 1.0
     for _ in range(STEPS):
         after = np.maximum(ahead - step * (normal @ ahead - right), 0)
@@ -191,7 +193,8 @@ def _convolve(planes: Array, kernel: Array) -> Array:
     height, width = planes.shape[1:]
     shape = tuple(fft.next_fast_len(side + 2 * RADIUS, real=True) for side in (height, width))
     full = fft.irfft2(fft.rfft2(planes, shape) * fft.rfft2(kernel, shape), shape)
-    return full[:, RADIUS : RADIUS + height, RADIUS : RADIUS + width]
+    inner: Array = full[:, RADIUS : RADIUS + height, RADIUS : RADIUS + width]
+    return inner
 
 
 def _gradients(plane: Array) -> Array:

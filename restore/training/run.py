@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import nn
 
 from hybrid.errors import InputError, RequestError
 from hybrid.families import created
 from hybrid.training.loop import Task, TrainSettings, train
-from hybrid.training.recipes import read_recipe
+from hybrid.training.recipes import NetworkPart, Part, read_recipe
 from hybrid.training.start import start_from
 from hybrid.weights.checkpoints import read_checkpoint
 from restore.degradations.pipeline import PRESETS, SAME_SIZE_PRESETS, Pipeline
@@ -36,17 +36,6 @@ LOSSES: dict[LossName, Callable[..., Any]] = {
 """Of networks with several outputs the one nearest to the original counts. The last two are for networks of stages."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NetworkPart(_Part):
-    """Which network: a family of the registry and its full configuration."""
-
-    family: str
-    options: dict[str, Any] = {}
-
-
 Degradation = Annotated[
     Annotated[Literal["bicubic", "first-order", "real-world", "motion-blur", "gaussian-noise", "jpeg"], Tag("name")]
     | Annotated[tuple[AnyStep, ...], Tag("steps")],
@@ -55,7 +44,7 @@ Degradation = Annotated[
 """What makes the network's input: MATLAB's bicubic, a preset of `restore.degradations.pipeline`, or steps written out."""
 
 
-class DataPart(_Part):
+class DataPart(Part):
     """Which photographs, and what is done to them.
 
     `source_scales` adds shrunken copies, which hold finer detail and no trace of JPEG blocks.
@@ -70,14 +59,14 @@ class DataPart(_Part):
     validation_crop: int = Field(384, gt=0, description="edge of the centre crop that is scored, in pixels")
 
 
-class StartPart(_Part):
+class StartPart(Part):
     """Weights to begin with: a model of the catalogue and its scale, or a file. What fits by name and shape is taken."""
 
     model: str
     scale: int | None = None
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """One training, as a person writes it."""
 
     name: str

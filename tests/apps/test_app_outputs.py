@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +13,19 @@ from PIL import Image
 from torch import Tensor
 
 from apps.pictures import run as picture_run
+from apps.pictures.controls import SAME
+from apps.pictures.models import TASKS
 from apps.pictures.run import MAP, Wish, restore_all
 from apps.pictures.show import RESULT, Looked, downloads, draw, outcome_table
+from apps.pictures.tab import PictureTab
 from apps.pictures.view import Window
 from apps.serving.workspace import Workspace
 from hybrid.cards import ModelCard
 from restore.models.base import RestorationNetwork
 from restore.restoration.run import RunSettings
-from restore.tasks import DEBLUR
+from restore.tasks import DEBLUR, DENOISE
 from tests.apps.served import example
+from tests.command import restore
 
 
 class Brighter(RestorationNetwork):
@@ -72,3 +77,29 @@ def test_the_map_is_white_where_outputs_differ_most(looked: tuple[Looked, Worksp
     name, path = result.beside
     values = np.asarray(Image.open(path))
     assert name == MAP and values.dtype in (np.uint16, np.int32) and values.max() > 60000
+
+
+def test_a_result_without_names_is_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRID_AUTO_PRECISION", "float32")  # no two decisions
+    picture_run._loaded.cache_clear()
+    folder, by_command = tmp_path / "app", tmp_path / "photo_denoised.jpg"
+    folder.mkdir()
+    source = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x010F], exif[0x013B] = "Zyxqmaker", "Zyxqartist"
+    Image.open(example()).crop((40, 40, 100, 90)).save(source, exif=exif)
+    wish = Wish(DENOISE, "denoise-compact", deidentify=True, device="cpu")
+    (made,) = restore_all(wish, [source], folder, lambda done, total: None)
+    assert made.output is not None, made.error
+    assert restore("denoise", source, "-o", by_command, "--deidentify", "--device", "cpu").code == 0
+    found = made.output.read_bytes()
+    assert b"Zyxq" not in found and found == by_command.read_bytes()
+    (plain,) = restore_all(replace(wish, deidentify=False), [source], tmp_path / "app", lambda done, total: None)
+    assert plain.output is not None and b"Zyxqmaker" in plain.output.read_bytes()
+
+
+def test_the_box_for_it_reaches_the_wish() -> None:
+    values = ("denoise-compact", 4, SAME, 95, True, "best", False, 0.0, True)
+    task = next(name for name, command in TASKS.items() if command is DENOISE)
+    handler = SimpleNamespace(context=SimpleNamespace(device="cpu"))
+    assert PictureTab._wish(handler, (task, *values)).deidentify is True  # type: ignore[arg-type]

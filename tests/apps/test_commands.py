@@ -50,7 +50,8 @@ def test_one_file_goes_beside_itself_and_says_where(photo: Path) -> None:
     said = restore("sr", photo, *COMPACT)
     output = photo.with_name("photo_x4.png")
     assert said.code == 0 and said.out == ""
-    assert said.err.startswith(f"{output}  80 x 96, ") and said.err.count("\n") == 1  # nothing else is said
+    assert said.err.startswith(f"{output}  80 x 96, ") and said.err.count("\n") == 2
+    assert said.err.endswith("may be invented by the network.\n")  # nothing else is said
     assert sorted(files(photo.parent)) == ["photo.png", "photo_x4.png", "photo_x4.png.json"]
     with Image.open(output) as judge:
         assert (judge.size, judge.mode) == ((80, 96), "RGB")
@@ -119,6 +120,15 @@ def test_an_output_that_is_there_stays_unless_told_otherwise(photo: Path) -> Non
     assert restore("sr", photo, *COMPACT, "--overwrite").code == 0
     with Image.open(output) as judge:
         assert judge.size == (80, 96)
+
+
+def test_that_details_may_be_invented_is_said_once_and_recorded(photo: Path, tmp_path: Path) -> None:
+    second = save(tmp_path / "second.png", 8, 8)
+    said = restore("sr", photo, second, *COMPACT, "-o", tmp_path / "out")
+    assert said.code == 0 and said.err.count("may be invented by the network") == 1
+    assert any("may be invented" in note for note in record_of(tmp_path / "out" / "second.png").notes)
+    for quiet in ("--quiet", "--plan"):
+        assert "invented" not in restore("sr", photo, *COMPACT, "--overwrite", quiet).err
 
 
 def test_a_file_in_the_place_of_the_record_stays_too(photo: Path) -> None:
@@ -263,7 +273,7 @@ def test_weights_come_from_the_file_then_the_cache_then_the_mirror(
 
 def test_weights_that_are_nowhere_are_stood_in_for_in_one_line_that_says_how_to_get_them(photo: Path) -> None:
     kind, title, digest, said = origin(photo, "--model", "hat")
-    notice, result = said.splitlines()
+    notice, result, _ = said.splitlines()
     stand_in, _ = find_weights("cfsr-compact", 4)
     assert (kind, title, digest) == ("shipped", "cfsr-compact", sha256(stand_in.path))
     assert "cfsr-compact" in notice and "are not in the cache" in notice

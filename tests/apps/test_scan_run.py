@@ -49,12 +49,12 @@ def names(files: tuple[Path, ...]) -> set[str]:
     return {path.name for path in files}
 
 
-def dicom_of_example(folder: Path) -> Path:
+def dicom_of_example(folder: Path, modality: str = "MR") -> Path:
     image = nib.as_closest_canonical(nib.load(example(EXAMPLE)))
     stored = (
         np.asarray(image.dataobj).astype(np.int64)[::-1, ::-1].transpose(2, 1, 0)[10:34]
     )  # slices up, rows back, columns left
-    slices = slices_of(stored, spacing=(1.0, 1.0), step=(0, 0, 1.0))
+    slices = slices_of(stored, spacing=(1.0, 1.0), step=(0, 0, 1.0), modality=modality)
     return save_dicom(folder, slices, ending=".dcm")
 
 
@@ -182,6 +182,18 @@ def test_what_cannot_run_is_refused_at_once(workspace: Workspace, models: dict[s
     with pytest.raises(RequestError, match=words):
         finished(session, workspace, models[model])
     assert session.result is None
+
+
+def test_another_modality_is_refused_unless_the_box_is_ticked(
+    workspace: Workspace, models: dict[str, Model], tmp_path: Path
+) -> None:
+    folder = dicom_of_example(tmp_path / "sent", modality="CT")
+    session = take(Sessions(), workspace, sorted(folder.iterdir()))
+    with pytest.raises(InputError, match="says that it is CT"):
+        finished(session, workspace, models["hippocampus"])
+    assert session.result is None
+    work = segmentation(session, workspace, models["hippocampus"], device="cpu", uncertainty=False, any_modality=True)
+    assert any("says that it is CT" in note for note in work(lambda done, total: None).notes)
 
 
 def test_nothing_of_a_refused_file_stays(workspace: Workspace, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pyvips
 
 from apps import commands
 from tests.command import medical
@@ -49,6 +51,51 @@ def test_an_import_is_finished_before_a_signal_ends_the_run(
     assert went_on == [True] and stop.value.code == 128 + getattr(signal, name)
     assert capsys.readouterr().err == "interrupted; nothing half-written is left\n"
     assert [signal.getsignal(number) for number in commands.SIGNALS] == before
+
+
+class _Pressed(logging.Handler):
+    """Has Ctrl-C pressed while libvips tells something, once."""
+
+    pressed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("VIPS:") and not self.pressed:
+            self.pressed = True
+            signal.raise_signal(signal.SIGINT)
+
+
+class _Ended:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+@pytest.mark.parametrize("where", ["what libvips tells", "the end of an object"])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_below_code_that_drops_exceptions_is_not_lost(where: str) -> None:
+    told, went_on = _Pressed(), []
+    vips = logging.getLogger("pyvips")
+
+    def app(**_: Any) -> None:
+        if where == "what libvips tells":
+            pyvips.Image.black(64, 64).copy_memory()
+            assert told.pressed
+        else:
+            _Ended()
+        went_on.append(True)
+        threading.Event().wait(30)  # the signal breaks it off
+        went_on.append(False)
+
+    level = vips.level
+    vips.addHandler(told)
+    vips.setLevel(logging.DEBUG)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            commands._run(app)
+    finally:
+        vips.removeHandler(told)
+        vips.setLevel(level)
+    assert stop.value.code == 130 and False not in went_on
 
 
 def test_a_signal_of_the_last_moment_is_not_left_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

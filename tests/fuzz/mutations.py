@@ -243,8 +243,8 @@ def _in_text(data: bytes, other: bytes, rng: Rng) -> bytes | None:
             changed = _changed(tree, rng)
             as_json = text.lstrip().startswith("{")
             return (json.dumps(changed) if as_json else yaml.safe_dump(changed, sort_keys=False)).encode()
-        except (ValueError, TypeError, OverflowError, yaml.YAMLError):
-            pass
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, yaml.YAMLError):
+            pass  # it was damaged before
     return mutate_text(text, rng).encode("utf-8", "surrogatepass")
 
 

@@ -146,6 +146,12 @@ def _dicom_picture(folder: Path, first: Path) -> object:
     return read_picture_file(first)
 
 
+def _medical_picture(folder: Path, first: Path) -> object:
+    from medical.pictures.reading import read_picture_file
+
+    return read_picture_file(first, channels=3)
+
+
 def _checkpoint(folder: Path, first: Path) -> object:
     from hybrid.weights.checkpoints import read_checkpoint
 
@@ -246,6 +252,7 @@ READERS = {
         Reader("label-map", seeds.label_maps, _label_map),
         Reader("dicom", seeds.dicoms, _dicom),
         Reader("dicom-picture", seeds.dicom_pictures, _dicom_picture),
+        Reader("medical-picture", seeds.medical_pictures, _medical_picture),
         Reader("checkpoint", seeds.checkpoints, _checkpoint),
         Reader("weights-archive", seeds.archives, _archive),
         Reader("catalogue", seeds.catalogues, _catalogue),

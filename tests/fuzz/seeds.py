@@ -98,6 +98,18 @@ def tiffs() -> list[bytes]:
 
 
 @cache
+def medical_pictures() -> list[Files]:
+    """TIFF files, with the size of their pixels as microscopes write it: by their density, and by ImageJ's description."""
+    found = [*tiffs()]
+    for order in "<>":
+        stream = io.BytesIO()
+        options = {"resolution": (4.0, 4.0), "metadata": {"unit": "um", "axes": "YX"}}
+        tifffile.imwrite(stream, _gradient(9, 12, 1)[..., 0], imagej=True, byteorder=order, **options)
+        found.append(stream.getvalue())
+    return [{"picture.tif": data} for data in found]
+
+
+@cache
 def exif_blocks() -> list[Files]:
     """EXIF blocks as cameras leave them, and TIFF files that carry such tags."""
     body = _exif()

@@ -133,7 +133,7 @@ def test_when_one_ends_all_do_and_the_next_run_goes_on(fault: str, tmp_path: Pat
 
 
 def test_one_that_falls_silent_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
-    code, out, err = ran(SCRIPT, tmp_path / "run", "2", "stop", "8", "1", HYBRID_PATIENCE="40")
+    code, out, err = ran(SCRIPT, tmp_path / "run", "2", "stop", "8", "1", HYBRID_PATIENCE="25")
     assert code != 0 and out.split() == ["reported", "5"] and LOST in err
 
 

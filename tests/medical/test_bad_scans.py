@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hybrid.weights.catalogue import Catalogue
 from medical import load_model
@@ -108,6 +109,17 @@ def test_nothing_is_said_of_the_weights_where_no_scan_is_segmented(tmp_path: Pat
     assert said.code == 1 and said.err.count("For tests.") == 1
 
 
+def test_a_picture_for_a_network_of_volumes_is_named_in_full_and_alone(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photo.v2.jpg"
+    Image.fromarray(np.arange(600, dtype=np.uint8).reshape(20, 30)).save(path)
+    monkeypatch.setenv("HYBRID_AUTO_PRECISION", "bf16")
+    refused(run("segment", path, "--weights", weights), 3, "photo.v2.jpg is a picture, and this network segments volumes")
+    said = run("segment", scan(tmp_path / "scan.nii.gz"), "--weights", weights, "--no-report")
+    assert said.code == 0 and said.err.count("Computes in bf16") == 1
+
+
 # Before the network runs -----------------------------------------------------------------------------------------
 
 
@@ -144,7 +156,7 @@ def test_a_long_run_says_what_it_is_in_for(tmp_path: Path, weights: Path) -> Non
     said = segment(long, weights)
     lines = said.err.splitlines()
     assert said.code == 0 and lines[0].startswith("long.nii.gz: 3 x 3 x 3 mm, axes RAS, resampled to 1 x 1 x 1 mm; 64 windows")
-    assert re.fullmatch(r"long\.nii\.gz: about [\d.]+ s", lines[1])
+    assert re.fullmatch(r"long\.nii\.gz: about ([\d.]+ s|\d+ min \d\d s)", lines[1])
     assert segment(long, weights, "-q", "--overwrite").err == ""
 
 

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import medical as medical_package
 from hybrid.batch.journal import JOURNAL
+from hybrid.batch.work import Tell
+from medical.files.inputs import Job
+from medical.files.outputs import FileSettings
+from medical.files.segment import segment_stages
 from medical.loading import save_model
 from medical.models import family
 from tests.command import Said, files, medical
@@ -30,8 +35,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+FIXED = ("--precision", "float32", "--device", "cpu", "--threads", "1")
+
+
 def segment(*arguments: str | Path) -> Said:
-    return medical("segment", *arguments, "--no-report", "--precision", "float32", "--device", "cpu", "--threads", "1")
+    return medical("segment", *arguments, "--no-report", *FIXED)
 
 
 def entries(out: Path) -> dict[str, dict]:
@@ -115,3 +123,36 @@ def test_where_case_is_ignored_scans_that_become_one_are_refused(
         said = medical(command, tmp_path / "in", "-o", tmp_path / "out", "--weights", weights)
         assert said.code == 2 and "A.nii.gz and " in said.err and "Rename one of them" in said.err
         assert not (tmp_path / "out").exists()
+
+
+def test_reading_and_writing_beside_the_computing_of_others_changes_nothing(tmp_path: Path, weights: Path) -> None:
+    """With a bound on memory each scan is read, computed and written before the next."""
+    for seed, name in enumerate("abcd"):
+        scan(tmp_path / "in" / f"{name}.nii.gz", seed=seed)
+    bad = tmp_path / "in" / "b.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:2000])
+    made = []
+    for out, more in ((tmp_path / "beside", ()), (tmp_path / "alone", ("--memory", "16GB"))):
+        said = medical("segment", tmp_path / "in", "-o", out, "--weights", weights, *FIXED, *more)
+        assert said.code == 1 and "b.nii.gz" in said.err
+        found = files(out)
+        assert {Path(name).name.split(".")[0] for name in found if name.endswith("_preview.png")} == {
+            "a_preview", "c_preview", "d_preview",
+        }  # fmt: skip
+        made.append({name: data for name, data in found.items() if name.endswith((".nii.gz", ".png", ".csv"))})
+        assert not [name for name in found if Path(name).name.startswith(".")]
+    assert made[0] == made[1] and len(made[0]) == 9
+
+
+def test_a_scan_given_up_at_a_pause_leaves_nothing(tmp_path: Path, weights: Path) -> None:
+    network, source = medical_package.load_model(weights), scan(tmp_path / "a.nii.gz")
+    (tmp_path / "out").mkdir()
+    for pauses in (1, 2):
+        job = Job((source,), tmp_path / "out" / "a.nii.gz")
+        stages = segment_stages(network, job, FileSettings(), on_start=lambda *told: None)
+        next(stages)
+        if pauses == 2:
+            stages.send(Tell())
+            assert any((tmp_path / "out").iterdir())
+        stages.close()
+        assert not any((tmp_path / "out").iterdir())

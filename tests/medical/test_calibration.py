@@ -28,8 +28,8 @@ from medical.loading import save_model
 from medical.models import family
 from medical.segmentation.run import SegmentSettings
 from tests.command import medical
+from tests.medical.evaluation_stubs import described
 from tests.medical.stubs import Stub, protocol, smooth
-from tests.medical.test_evaluation import described
 
 TARGETS = (Target("part 1", (1,)), Target("part 2", (2,)))
 

@@ -134,6 +134,8 @@ def test_a_dicom_series_of_another_modality_is_refused(tmp_path: Path, weights: 
     series(tmp_path / "study", modality="CT")
     said = restored(tmp_path / "study", "--weights", weights)
     assert said.code == 3 and "says that it is CT" in said.err and not (tmp_path / "study_restored.nii.gz").exists()
+    said = restored(tmp_path / "study", "--weights", weights, "--any-modality")
+    assert said.code == 0 and "says that it is CT" in said.err and (tmp_path / "study_restored.nii.gz").exists()
 
 
 def test_a_bad_file_does_not_stop_a_batch_and_a_second_run_goes_on(tmp_path: Path, brighter: Path) -> None:

@@ -30,7 +30,7 @@ from tests.command import Said, medical
 from tests.medical.dicom_stubs import pixels, save, slices_of
 from tests.medical.restoration_stubs import save_nafnet
 from tests.medical.stubs import protocol
-from tests.medical.test_training import egg, written
+from tests.medical.training_stubs import egg, written
 
 NAMES = {
     "PatientName": "Zyxqvu^Wolfram", "PatientID": "PIDZYX7781", "PatientBirthDate": "18470211", "PatientBirthTime": "031415.926",

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from hybrid.errors import InputError, RequestError, ResourceError
 from medical.restoration.loading import Restorer
+from medical.restoration.preview import draw
 from medical.restoration.protocol import SAMPLED, FixedRange, Percentiles, RestorationProtocol, seen_slices
 from medical.restoration.run import RestoreSettings, plan_slices, restore
 from medical.volumes.geometry import Grid
@@ -226,3 +227,18 @@ def test_protocols_are_checked() -> None:
         FixedRange(low=3, high=3)
     with pytest.raises(ValueError, match="orientation"):
         RestorationProtocol.model_validate({"modality": "MR", "orientation": "RAR", "intensity": {"kind": "percentiles"}})
+
+
+# The preview ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_preview_says_how_much_its_difference_is_amplified() -> None:
+    before = values().astype(np.float32)
+    after = before + np.random.default_rng(5).normal(0, 3, before.shape).astype(np.float32)
+    figure = draw(before, after, Grid(before.shape, np.eye(4)), "case")
+    first, _, third = (axes for axes in figure.axes[:3])
+    factor = float(third.get_title().removeprefix("taken away (before - after), contrast x "))
+    spans = [np.ptp(axes.images[0].get_clim()) for axes in (first, third)]
+    assert factor == pytest.approx(spans[0] / spans[1], rel=0.01) and factor > 1
+    same = draw(before, before, Grid(before.shape, np.eye(4)), "case")
+    assert same.axes[2].get_title() == "taken away (before - after), nothing"

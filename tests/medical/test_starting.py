@@ -22,7 +22,7 @@ from medical.models.encoders import encoder_files
 from medical.training.cases import drawn
 from medical.training.run import Recipe, run
 from medical.training.starting import begin
-from tests.medical.test_training import RECIPE, changed, eggs, written
+from tests.medical.training_stubs import RECIPE, changed, eggs, written
 
 __all__ = ["eggs"]  # a fixture
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from apps.commands import Stopped
 from hybrid.weights.checkpoints import read_checkpoint
+from restore.evaluation import engine
 from restore.loading import find_weights
 from tests.command import Said, files, restore, smooth
 
@@ -176,3 +179,30 @@ def test_a_network_of_several_outputs_is_read_in_three_ways(tmp_path: Path) -> N
 def test_absent_weights_of_a_denoiser_are_a_skipped_row() -> None:
     said = bench("--sigma", "25", "--model", "restormer-color-sigma25", "--model", "noisy")
     assert said.code == 0 and "restormer-color-sigma25: skipped:" in said.out
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interrupted_benchmark_says_what_stays(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = engine.run_benchmark
+
+    def interrupted(plan: engine.BenchmarkPlan, **options: Any) -> engine.Benchmark:
+        def stop(done: int, total: int) -> None:
+            raise Stopped(2)
+
+        return genuine(plan, **options | {"on_progress": stop})
+
+    monkeypatch.setattr(engine, "run_benchmark", interrupted)
+    said = bench("--model", "bicubic", "--model", "hat-compact", *(("-o", "out") if kept else ()))
+    assert said.code == 130
+    last = said.err.splitlines()
+    if kept:
+        assert list(Path("out").rglob("*.png")) and not list(Path("out").glob("*.csv"))
+        assert "result pictures that were finished stay in out" in last[-2] and last[-1] == "interrupted"
+    else:
+        assert last[-1] == "interrupted; nothing half-written is left"
+
+
+def test_progress_is_told_where_nobody_watches_a_bar() -> None:
+    said = restore("bench", "own", "--model", "bicubic")
+    assert said.code == 0 and "pictures: 1 of 2, about " in said.err and "pictures: 2 of 2\n" in said.err
+    assert bench("--model", "bicubic").err == ""

@@ -204,3 +204,13 @@ def test_info_says_nothing_of_a_file_that_it_does_not_know(tmp_path: Path) -> No
     said = models("info", "mine.safetensors")
     assert said.code == 0 and line(said, "of these weights").endswith("of these weights unknown")
     assert "trained on" not in said.out and "notice" not in said.out
+
+
+def test_the_list_begins_with_what_is_here_and_may_hold_nothing_else(cached: Path) -> None:
+    def listed(*arguments: str) -> list[str]:
+        lines = restore("models", "list", *arguments).out.splitlines()
+        return [cells[1].strip() for line in lines if len(cells := line.split("│")) > 2 and cells[1].strip()]
+
+    every, here = listed(), listed("--here")
+    assert set(every) == {entry.name for entry in catalogue()} and every[: len(here)] == here
+    assert {entry.name for entry in catalogue() if entry.shipped} < set(here) and "hat" in here and "drct" not in here

@@ -226,3 +226,10 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
     said = restore("compare", "lr.png", *options)
     assert said.code == code and words in said.err and "Traceback" not in said.err
     assert files(pair[0].parent) == before
+
+
+def test_a_missing_input_is_told_before_a_wrong_output(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pair[0].parent)
+    for arguments in (("gone.png",), ("lr.png", "--reference", "gone.png")):
+        said = restore("compare", *arguments, "-o", "missing/s.jpg")
+        assert said.code == 3 and "gone.png" in said.err and "s.jpg" not in said.err

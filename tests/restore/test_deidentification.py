@@ -22,8 +22,8 @@ from restore.images import Picture, PictureMetadata, SaveOptions, read_picture, 
 from restore.images.icc import anonymous_profile
 from restore.images.iptc import for_format
 from tests.command import Said, restore
+from tests.restore.command_stubs import OFFSETS, weights
 from tests.restore.test_face_command import SCENE
-from tests.restore.test_restoration_commands import OFFSETS, weights
 
 SUFFIXES = (".png", ".jpg", ".tif", ".webp", ".avif")
 SECRETS = (

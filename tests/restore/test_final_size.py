@@ -21,6 +21,7 @@ from restore.images import Picture, PictureInfo, read_picture
 from restore.images.interpolation import resize
 from restore.models.base import RestorationNetwork
 from restore.restoration.final_size import FinalSize, RowResizer, asked_size, suitable_scales
+from restore.restoration.record import DETAILS
 from restore.restoration.run import RunSettings, plan_picture, restore_file, restore_picture
 from tests.command import COMPACT, files, restore
 
@@ -192,7 +193,8 @@ def test_a_file_and_its_record(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out.png") as judge:
         assert judge.size == outcome.size == (108, 81)
     notes = json.loads((tmp_path / "out.png.json").read_text(encoding="utf-8"))["notes"]
-    assert notes == ["The network's result of 160 x 120 was resized to 108 x 81 by antialiased bicubic."]
+    resized = "The network's result of 160 x 120 was resized to 108 x 81 by antialiased bicubic."
+    assert notes == [resized, f"{DETAILS}."]
 
 
 # The command ------------------------------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ def test_whole_scales_go_the_plain_way(folder: Path) -> None:
     expected = restore_picture(load_model("hat-compact", scale=4, device="cpu"), read_picture(folder / "a.png")).colour
     for name in ("x4.png", "size.png"):
         np.testing.assert_array_equal(read_picture(folder / name).colour, expected)
-        assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["notes"] == []
+        assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["notes"] == [f"{DETAILS}."]
 
 
 def test_a_folder_gets_one_size_and_a_stand_in_may_run_at_a_larger_scale(folder: Path, tmp_path: Path) -> None:

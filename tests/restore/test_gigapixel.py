@@ -379,7 +379,7 @@ print(peak_bytes())
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of a process from /proc")
 def test_the_peak_does_not_grow_with_width_or_height(tmp_path: Path) -> None:
     peaks = {}
-    for width, height in ((600, 600), (8000, 600), (600, 8000)):
+    for width, height in ((600, 600), (5000, 600), (600, 5000)):
         source = save(tmp_path / f"{width}x{height}.tif", np.tile(noise(100, 100, 3), (height // 100, width // 100, 1)))
         program = PEAK.format(root=str(ROOT), source=str(source), target=str(tmp_path / f"{width}x{height}-out.tif"))
         environment = os.environ | {"OMP_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}
@@ -387,5 +387,5 @@ def test_the_peak_does_not_grow_with_width_or_height(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         peaks[width, height] = int(done.stdout)
     small = peaks[600, 600]
-    # The larger results are 58 MB, their inputs 14 MB, a row of tiles as floats 98 MB.
+    # The larger results are 36 MB, their inputs 9 MB, a row of tiles as floats 61 MB.
     assert all(peak - small < 25 * 10**6 for peak in peaks.values()), peaks
