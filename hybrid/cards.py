@@ -32,6 +32,7 @@ class ModelCard:
         outputs: Pictures that it gives of one; several come as (B, outputs, C, H, W).
         pure_outputs: Those that are no averages of others. Their mean is the mean of all.
         result: Place of the result in the list of stages that the network returns; None for a network that returns a tensor.
+        fixed_size: Edge in pixels of the one picture size that it takes, which tiles of a larger one are not; 0 for any size.
         face_size: Edge in pixels of the aligned faces that it was trained on, which are never cut in tiles; 0 for any picture.
         parts_follow_size: Whether it divides what it is given into a number of parts that does not grow with it, such as
             halves: no overlap makes tiles equal to the whole.
@@ -60,6 +61,7 @@ class ModelCard:
     result: int | None = None
     parts_follow_size: bool = False
     face_size: int = 0
+    fixed_size: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out_channels", self.out_channels or self.channels)

@@ -41,6 +41,9 @@ class Network(nn.Module):
     source: WeightsSource | None = None
     precision_verdict: Verdict | None = None
 
+    def loaded(self) -> None:
+        """Called once when the weights of a file are in: what options ask of the weights themselves."""
+
     def trial(self) -> Trial | None:
         """A small tile that tells whether a lower precision does, on the network's device; None where none can tell."""
         return None
@@ -62,7 +65,8 @@ class Family(Generic[N]):
         options: Names that `build` takes: what a file cannot tell.
         keys: Published names of the parameters and ours.
         derived: Last parts of published entries that the network computes itself and a loader ignores.
-        without_copies: A published state dict with one of each tensor that files hold under several names.
+        canonical: A published state dict in the form that the network holds: one of each tensor that files have under several
+            names, and one of several namings.
     """
 
     name: str
@@ -72,7 +76,7 @@ class Family(Generic[N]):
     options: tuple[str, ...]
     keys: KeyMap
     derived: tuple[str, ...] = ()
-    without_copies: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    canonical: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
 
 
 def build_from(network: Callable[[C], N], read_config: Callable[[Mapping[str, Tensor]], C]) -> Callable[..., N]:

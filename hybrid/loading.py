@@ -106,7 +106,8 @@ def build_network(
     try:
         told = (found.entry.options if found.entry else {}) | saved_options(found.path.name, checkpoint.metadata)
         with SkipRandomFill():
-            network = kind.build(checkpoint.state, **{key: told[key] for key in kind.options if key in told} | dict(config))
+            options = {key: told[key] for key in kind.options if key in told} | _plain(dict(config))
+            network = kind.build(checkpoint.state, **options)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         # a name, an axis or a number that does not go with the rest
         raise WeightsError(
@@ -114,7 +115,8 @@ def build_network(
             f"{type(error).__name__} {error}.",
             hint="The file is incomplete or changed; give the published file as it is.",
         ) from error
-    load_strict(network, kind.without_copies(checkpoint.state), rename=kind.keys.to_ours, derived=kind.derived)
+    load_strict(network, kind.canonical(checkpoint.state), rename=kind.keys.to_ours, derived=kind.derived)
+    network.loaded()
     network.precision = choose_precision(precision, target, ("float32", *network.card.low_precision))  # type: ignore[arg-type]
     network.source = WeightsSource(
         name=found.entry.name if found.entry else found.path.stem,
@@ -127,3 +129,12 @@ def build_network(
     if precision == "auto" and network.precision != "float32":
         settle(network, work=work, cache=Store.from_environment().folder)
     return network
+
+
+def _plain(value: Any) -> Any:
+    """Options as Python has them: numbers and arrays of NumPy as numbers and lists, also inside lists and dictionaries."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -76,8 +76,8 @@ def sides_of(network: RestorationNetwork, size: tuple[int, int] | None) -> Sides
     card = network.card
     if network.not_exported is not None:
         raise RequestError(f"{card.title} cannot be exported: {network.not_exported}", hint="Choose another network.")
-    if size is None and card.face_size:
-        size = (card.face_size,) * 2
+    if size is None and (edge := card.face_size or card.fixed_size):
+        size = (edge,) * 2
     if size is not None:
         if not all(1 <= n <= MOST for n in size):
             raise RequestError(f"A graph for {size[1]} x {size[0]} pixels is not possible.", hint=f"Sides are 1 to {MOST}.")

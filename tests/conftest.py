@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
+import hypothesis
+import numpy as np
 import pytest
+import torch
 
 from hybrid.weights.catalogue import Catalogue
 from restore.loading import catalogue
@@ -13,6 +17,18 @@ from restore.loading import catalogue
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("HYBRID_AUTO_PRECISION", "float32")  # no test shall depend on how fast this machine is today
+
+# A failure is found again by running again; `--hypothesis-profile=default` draws other examples each time.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What is drawn without a seed is the same whichever tests ran in this process before."""
+    random.seed(0)
+    np.random.seed(0)  # libraries draw from it
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

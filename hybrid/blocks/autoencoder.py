@@ -10,6 +10,7 @@ stream and one map beside it are alive.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from math import prod
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid.blocks.attention import attend
+from hybrid.blocks.chunks import computed_type
 from hybrid.blocks.convolution import STRIP_PIXELS, PointwiseConvolution, in_row_strips
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.normalisation import Affine, apply_affine, mean_and_variance
@@ -58,8 +60,9 @@ def activated_convolution(x: Tensor, norm: GroupNorm, convolution: nn.Module, on
     affine = norm.affine_of(x)
 
     def step(strip: Tensor) -> Tensor:
-        y = apply_affine(strip, affine, out=torch.empty_like(strip))
-        return to_tokens(convolution(to_image(F.silu(y, inplace=True))))
+        y = torch.empty_like(strip, dtype=computed_type(strip))
+        apply_affine(strip, affine, out=y, activation=partial(F.silu, inplace=True))
+        return to_tokens(convolution(to_image(y)))
 
     return in_row_strips(step, x, halo=1, onto=onto)
 

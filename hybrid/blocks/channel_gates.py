@@ -110,16 +110,19 @@ class ActivationFreeBlock(nn.Module):
         step = pixels // prod(sides[1:])
         for top in range(0, sides[0], step):
             rows = slice(top, top + step)
-            x[:, rows] = self._mix(x[:, rows], gated[:, rows], spread_edges(factors, sides, rows))
+            part = x[:, rows]
+            mixed = self._mix(part, gated[:, rows], spread_edges(factors, sides, rows))
+            if mixed is not part:  # in a type that `x` does not hold
+                part.copy_(mixed)
         return x
 
     def _gather(self, x: Tensor) -> Tensor:
         return self._gate(self.conv2(self.conv1(self.norm1(x))))
 
     def _mix(self, x: Tensor, gated: Tensor, factors: Tensor) -> Tensor:
-        """All that follows the mean, which needs no neighbours; `gated` is used up."""
-        y = accumulate(self.conv3(modulate(gated, factors), scale=self.beta.flatten()), x)
-        return accumulate(self.conv5(self._gate(self.conv4(self.norm2(y))), scale=self.gamma.flatten()), y)
+        """All that follows the mean, which needs no neighbours; `gated` is used up. Without gradients in the place of `x`."""
+        y = accumulate(x, self.conv3(modulate(gated, factors), scale=self.beta.flatten()))
+        return accumulate(y, self.conv5(self._gate(self.conv4(self.norm2(y))), scale=self.gamma.flatten()))
 
     def _gate(self, x: Tensor) -> Tensor:
         if self.plain:

@@ -46,3 +46,14 @@ def modulate(total: Tensor, factor: Tensor) -> Tensor:
     if torch.is_grad_enabled() or total.dtype != torch.result_type(total, factor):
         return total * factor
     return total.mul_(factor)
+
+
+def computed_type(x: Tensor) -> torch.dtype:
+    """The type in which layers compute that are given `x`, of any shape: autocast's, or without autocast its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def as_computed(x: Tensor) -> Tensor:
+    """`x`, of any shape, in the type in which layers compute, for several that would each cast it."""
+    return x.to(computed_type(x))

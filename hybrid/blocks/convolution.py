@@ -266,7 +266,7 @@ def in_row_strips(
     """Run a local `step` over strips along the first spatial axis of a grid, each with `halo` rows of context.
 
     Equal to `step(x)` when `halo` covers the step's receptive field. For inference: with gradients the whole is run at once.
-    (B, *spatial, C) to (B, *spatial, C'), in the type of `x`; a strip has about `pixels` pixels (None: `STRIP_PIXELS`).
+    (B, *spatial, C) to (B, *spatial, C'), in the type of the step; a strip has about `pixels` pixels (None: `STRIP_PIXELS`).
     With `onto`, of the result's shape, to `onto` + the result, in the place of `onto`, which must belong to the caller.
     """
     if torch.is_grad_enabled():
@@ -283,23 +283,21 @@ def in_row_strips(
         if onto is not None:
             onto[:, top:bottom] += strip
             continue
-        out = x.new_empty(*x.shape[:-1], strip.shape[-1]) if out is None else out
+        out = strip.new_empty(*x.shape[:-1], strip.shape[-1]) if out is None else out
         out[:, top:bottom] = strip
     assert out is not None
     return out
 
 
-def over_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixels: int) -> Tensor:
-    """`in_row_strips` of a step that keeps the shape, whose result takes the place of `x`, which must belong to the caller.
+def added_over_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixels: int) -> Tensor:
+    """x + `in_row_strips` of a step that keeps the shape, in the place of `x`, which must belong to the caller.
 
     Rows that the next strip needs as they were are kept aside, and put back for it.
     """
-    if torch.is_grad_enabled():
-        return step(x)
     height = x.shape[1]
     rows = max(1, 4 * halo, pixels // prod(x.shape[2:-1]))
-    if height <= rows:
-        return step(x)
+    if torch.is_grad_enabled() or height <= rows:
+        return accumulate(x, step(x))
     before = x[:, :0]
     for top in range(0, height, rows):
         bottom, first = min(height, top + rows), max(0, top - halo)
@@ -307,7 +305,8 @@ def over_row_strips(step: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixe
         x[:, first:top] = before
         before = x[:, bottom - halo : bottom].clone()
         strip = step(x[:, first : bottom + halo])
-        x[:, first:top], x[:, top:bottom] = done, strip[:, top - first : bottom - first]
+        x[:, first:top] = done
+        x[:, top:bottom] += strip[:, top - first : bottom - first]
     return x
 
 

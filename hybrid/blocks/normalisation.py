@@ -6,6 +6,7 @@ torch's own instance norm wants channels first, and its group norm takes the var
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from hybrid.blocks import exportable
 
@@ -39,7 +39,7 @@ def instance_norm(x: Tensor) -> Tensor:
     """
     if torch.compiler.is_exporting():
         return exportable.instance_norm(x, EPSILON)
-    y: Tensor = _InstanceNorm.apply(x)
+    y: Tensor = _InstanceNorm.apply(x)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -70,15 +70,17 @@ def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(every_mean), torch.stack(every_variance)
 
 
-def apply_affine(x: Tensor, affine: Affine, *, out: Tensor, plus: Tensor | None = None, slope: float | None = None) -> Tensor:
-    """leaky_relu(x * scale + offset + plus) into `out`, which may be `x`. Not for gradients.
+def apply_affine(
+    x: Tensor, affine: Affine, *, out: Tensor, plus: Tensor | None = None, activation: Callable[[Tensor], object] | None = None
+) -> Tensor:
+    """activation(x * scale + offset + plus) into `out`, which may be `x`. Not for gradients.
 
     Args:
         x: (B, *spatial, C) in contiguous memory.
         affine: Of each channel of each grid.
-        out: Like `x`.
+        out: Like `x`, perhaps of another type.
         plus: Like `x`; None for nothing.
-        slope: Of the leaky ReLU; None for none.
+        activation: Works in the place of what it is given, which is float32; None for none.
     """
     for b, grid in enumerate(x):
         rows, results = _rows(grid), _rows(out[b])
@@ -89,8 +91,8 @@ def apply_affine(x: Tensor, affine: Affine, *, out: Tensor, plus: Tensor | None 
             y = torch.addcmul(offset, row.float(), scale, out=result if exact else None)
             if term is not None:
                 y += term
-            if slope is not None:
-                F.leaky_relu_(y, slope)
+            if activation is not None:
+                activation(y)
             if not exact:
                 result.copy_(y)
     return out

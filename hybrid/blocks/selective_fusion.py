@@ -78,7 +78,7 @@ class DualAttentionUnit(nn.Module):
 
     def forward(self, x: Tensor, slope: Tensor) -> Tensor:
         """(B, *spatial, C) to the same; `slope` (1,) is that of the activation, which units share."""
-        features = in_row_strips(lambda strip: self._convolved(strip, slope), x, halo=2, pixels=_pixels(x))
+        features = in_row_strips(lambda strip: self._convolved(strip, slope).to(x.dtype), x, halo=2, pixels=_pixels(x))
         with torch.autocast(x.device.type, enabled=False):
             hidden = F.relu(_product(global_mean(features), self.squeeze))
             channel_gate = torch.sigmoid(_product(hidden, self.expand))  # (B, C)

@@ -9,19 +9,23 @@ S. W. Zamir et al., "Restormer: Efficient Transformer for High-Resolution Image 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from math import prod
+from math import gcd, prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hybrid.blocks.chunks import accumulate, modulate
-from hybrid.blocks.convolution import depthwise, in_row_strips, over_row_strips
+from hybrid.blocks.chunks import accumulate, as_computed, computed_type, modulate
+from hybrid.blocks.convolution import added_over_row_strips, depthwise, in_row_strips
 
 STRIP_PIXELS = 2**13
 """Pixels of a strip in inference: the hidden maps are many times as deep as the grid, and would be the peak of memory."""
 STRIP_VALUES = 2**19
-"""Values of one hidden map of a strip: it stays near the cache, and below the size from which memory is mapped afresh."""
+"""Values of one hidden map of a strip, in float32: near the cache, and below the size from which memory is mapped afresh."""
+PIECE_PIXELS = 2**10
+"""Pixels of a piece of a product of bfloat16, at least."""
+LEAST_PIECES = 4
+"""Of fewer the product is made in float32, which costs little there: roundings would not even out."""
 LEAST_ROWS = 16
 """Rows of a strip: each is computed with one row of context on either side."""
 LANES = 16
@@ -105,14 +109,14 @@ class TransposedAttention(nn.Module):
         matrix = _projection(self.project_out, attention)
         if torch.is_grad_enabled():
             return x + _project(torch.cat(values, 1), matrix, self.project_out.bias)
-        for (_, _, place), strip in zip(_strips(x, _strip_pixels(x, STRIP_VALUES // x.shape[-1])), values, strict=True):
+        for (_, _, place), strip in zip(_strips(x, _strip_pixels(x, _strip_values(x) // x.shape[-1])), values, strict=True):
             _add_projected(x[:, place], strip, matrix, self.project_out.bias)
         return x
 
     def _pairs(self, x: Tensor, norm: Callable[[Tensor], Tensor], values: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         dim = x.shape[-1]
-        for window, core, _ in _strips(x, _strip_pixels(x, STRIP_VALUES // dim)):
-            normed = norm(x[:, window])
+        for window, core, _ in _strips(x, _strip_pixels(x, _strip_values(x) // dim)):
+            normed = as_computed(norm(x[:, window]))
             q, k, v = (_convolved(normed, self.qkv, self.qkv_dwconv, slice(n * dim, (n + 1) * dim))[:, core] for n in range(3))
             values.append(v)
             yield q, k
@@ -130,13 +134,13 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C) to the same."""
-        weight, out = self.project_out.weight.flatten(1), None
+        x, weight, out = as_computed(x), self.project_out.weight.flatten(1), None
         for part in _groups(weight.shape[1], x):
             hidden = self._hidden(x, part)
             if out is None:
                 out = F.linear(hidden, weight[:, part], self.project_out.bias)
             else:
-                out = accumulate(out, F.linear(hidden, weight[:, part]))
+                out.view(-1, out.shape[-1]).addmm_(hidden.flatten(0, -2), weight[:, part].to(hidden.dtype).mT)
         assert out is not None
         return out
 
@@ -170,14 +174,15 @@ class TransposedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, *spatial, C) to the same. Without gradients `x` is overwritten, and must belong to the caller."""
         x = self.attention(x, self.norm1)
-        return over_row_strips(self._feed, x, halo=self.feedforward.halo, pixels=_strip_pixels(x, STRIP_PIXELS))
+        return added_over_row_strips(self._feed, x, halo=self.feedforward.halo, pixels=_strip_pixels(x, STRIP_PIXELS))
 
     def _feed(self, x: Tensor) -> Tensor:
-        return accumulate(self.feedforward(self.norm2(x)), x)
+        fed: Tensor = self.feedforward(self.norm2(x))
+        return fed
 
 
 def channel_attention(pairs: Iterable[tuple[Tensor, Tensor]], temperature: Tensor) -> Tensor:
-    """softmax(temperature * q k^T) of q and k normalised along the pixels, in float32 at least: sums over a picture are large.
+    """softmax(temperature * q k^T) of q and k normalised along the pixels, summed up in float32 at least.
 
     Args:
         pairs: Queries and keys of one strip after another, each (B, *spatial, C).
@@ -191,14 +196,37 @@ def channel_attention(pairs: Iterable[tuple[Tensor, Tensor]], temperature: Tenso
     squares: Tensor | float = 0.0
     for strips in pairs:
         with torch.autocast(strips[0].device.type, enabled=False):
-            q, k = (t.to(torch.promote_types(t.dtype, torch.float32)).flatten(1, -2) for t in strips)  # (B, P, C)
-            products = products + torch.matmul(q.transpose(1, 2), k)  # of all channels: faster than head by head
-            squares = squares + torch.stack([q.square().sum(1), k.square().sum(1)])  # (2, B, C)
+            q, k = (t.flatten(1, -2) for t in strips)  # (B, P, C)
+            products = products + _inner(q, k)  # of all channels: faster than head by head
+            squares = squares + torch.stack([_squares(t).sum(1) for t in (q, k)])  # (2, B, C)
     assert isinstance(products, Tensor) and isinstance(squares, Tensor)
     q_norm, k_norm = squares.sqrt().clamp_min(1e-12).unflatten(-1, (heads, -1))  # each (B, h, d)
     blocks = products.unflatten(1, (heads, -1)).unflatten(3, (heads, -1)).diagonal(dim1=1, dim2=3)
     cosines = blocks.permute(0, 3, 1, 2) / (q_norm[..., :, None] * k_norm[..., None, :])
     return torch.softmax(cosines * temperature, -1)
+
+
+def _inner(q: Tensor, k: Tensor) -> Tensor:
+    """q^T k, (B, C, C) in float32 at least, of (B, P, C) each.
+
+    Of many pixels of bfloat16 in pieces, each of which is summed in float32 and rounded once. float16 would overflow.
+    """
+    pieces = q.shape[1] // PIECE_PIXELS
+    if q.dtype != torch.bfloat16 or torch.is_grad_enabled() or pieces < LEAST_PIECES:
+        return torch.matmul(_exact(q).transpose(1, 2), _exact(k))
+    pieces = gcd(q.shape[1], pieces)
+    q, k = (t.reshape(len(t) * pieces, -1, t.shape[-1]) for t in (q, k))
+    of_pieces = torch.bmm(q.mT, k).view(-1, pieces, q.shape[-1], k.shape[-1])
+    return of_pieces.sum(1, dtype=torch.float32)
+
+
+def _squares(x: Tensor) -> Tensor:
+    exact = _exact(x)
+    return exact.square() if exact is x else modulate(exact, exact)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_heads(dim: int, num_heads: int) -> None:
@@ -244,6 +272,11 @@ def _add_projected(x: Tensor, values: Tensor, matrix: Tensor, bias: Tensor | Non
         x += _project(values, matrix, bias)
 
 
+def _strip_values(x: Tensor) -> int:
+    """Values of one hidden map of a strip, of as many bytes in any type."""
+    return STRIP_VALUES * torch.float32.itemsize // computed_type(x).itemsize
+
+
 def _strip_pixels(x: Tensor, pixels: int) -> int:
     """Pixels of a strip, or as many as make up the least number of rows."""
     return pixels if torch.is_grad_enabled() else max(pixels, LEAST_ROWS * prod(x.shape[2:-1]))
@@ -252,7 +285,7 @@ def _strip_pixels(x: Tensor, pixels: int) -> int:
 def _groups(width: int, x: Tensor) -> Iterator[slice]:
     """Hidden channels that are worked on at a time: the sum over them is taken by groups, so that each stays in the cache."""
     learning = torch.is_grad_enabled()
-    step = width if learning else max(LEAST_GROUP, STRIP_VALUES // x.shape[:-1].numel() // LANES * LANES)
+    step = width if learning else max(LEAST_GROUP, _strip_values(x) // x.shape[:-1].numel() // LANES * LANES)
     for start in range(0, width, step):
         yield slice(start, min(width, start + step))
 

@@ -124,18 +124,18 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         index, inverse, absent, unread = ctx.saved_tensors
-        return _Permute.apply(gradient, inverse, index, unread, absent), None, None, None, None
+        return _Permute.apply(gradient, inverse, index, unread, absent), None, None, None, None  # type: ignore[no-untyped-call]
 
 
 def to_windows(x: Tensor, plan: WindowPlan, tokens: int) -> Tensor:
     """(B, *spatial, C) to (M, N, C) with N = `tokens`, in the plan's order."""
-    rows: Tensor = _Permute.apply(x.reshape(-1, x.shape[-1]), plan.gather, plan.scatter, plan.absent, None)
+    rows: Tensor = _Permute.apply(x.reshape(-1, x.shape[-1]), plan.gather, plan.scatter, plan.absent, None)  # type: ignore[no-untyped-call]
     return rows.view(-1, tokens, x.shape[-1])
 
 
 def from_windows(windows: Tensor, plan: WindowPlan, shape: Sequence[int]) -> Tensor:
     """(M, N, C) back to (B, *spatial, C) = `shape`."""
-    rows: Tensor = _Permute.apply(windows.reshape(-1, windows.shape[-1]), plan.scatter, plan.gather, None, plan.absent)
+    rows: Tensor = _Permute.apply(windows.reshape(-1, windows.shape[-1]), plan.scatter, plan.gather, None, plan.absent)  # type: ignore[no-untyped-call]
     return rows.view(*shape)
 
 

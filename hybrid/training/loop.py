@@ -173,7 +173,9 @@ def _train(
     return average
 
 
-def _batch(sample: Callable, settings: TrainSettings, step: int, fabric: Any) -> tuple[Tensor, Tensor]:
+def _batch(
+    sample: Callable[[np.random.Generator], Sample], settings: TrainSettings, step: int, fabric: Any
+) -> tuple[Tensor, Tensor]:
     """This process' part of the global batch of one step."""
     share = settings.batch // fabric.world_size
     places = range(fabric.global_rank * share, (fabric.global_rank + 1) * share)

@@ -151,7 +151,7 @@ def summed(value: Tensor) -> Tensor:
     """
     if processes() == 1:
         return value
-    total: Tensor = _Sum.apply(value)
+    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -39,6 +39,10 @@ _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 _ATTRIBUTE_PREFIXES = ("model.", "net.", "network.", "net_g.", "netG.", "generator.", "backbone.", "vqvae.")
 # And those of the losses beside it, which have weights of their own: Lightning saves one state dict of all.
 _LOSS = re.compile(r"(loss|losses|criterion|discriminator|perceptual_loss)\.")
+# RestoreFormer's training keeps its network here, and networks of its losses beside it under any name. No other network of ours
+# has names that begin so; these are of every one of that kind.
+_FACES = "vqvae."
+_FACE_KEYS = {_FACES + key for key in ("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_out.weight")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +226,8 @@ def _is_plain(value: object) -> bool:
 
 def _without_losses(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Leave aside the losses of a training, where all the rest is one network's: (state, names left aside)."""
-    network = {name: tensor for name, tensor in state.items() if not _LOSS.match(name)}
+    faces = state.keys() >= _FACE_KEYS
+    network = {n: tensor for n, tensor in state.items() if (n.startswith(_FACES) if faces else not _LOSS.match(n))}
     if len(network) == len(state) or not network or _common_prefix(network) is None:
         return state, ()
     return network, tuple(name for name in state if name not in network)

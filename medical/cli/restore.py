@@ -155,15 +155,17 @@ def _restore_all(
 
         watcher = ScanWatcher(talk, request.json, several, progress, bar, tell_of, _notices(restorer))
         items = items_of(jobs, request.inputs, settings)
-        failures = run_batch(items, _engine(restorer, settings, request, several), batch, watcher)
+        # Of places elsewhere no more is taken than is under way: they may fall silent.
+        engine = _engine(restorer, settings, request, several, overlap=several and place.mirror is None)
+        failures = run_batch(items, engine, batch, watcher)
     if len(failures) < len(jobs):
         talk.print(f"{RESEARCH_USE}. {DETAILS}.", style="dim")
     return [(item.work, error) for item, error in failures]
 
 
-def _engine(restorer: Restorer, settings: FileSettings, request: Request, several: bool) -> Engine:
+def _engine(restorer: Restorer, settings: FileSettings, request: Request, several: bool, *, overlap: bool) -> Engine:
     if request.batch.engine == "local":
-        return Local(RestoreWorker(restorer, settings, several))
+        return Local(RestoreWorker(restorer, settings, several), overlap)
     import torch
 
     from hybrid.batch.cluster import OnRay

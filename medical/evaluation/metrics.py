@@ -270,7 +270,7 @@ def _element_areas(spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], NDA
     """Area of the surface for each pattern of inner and outer voxels, and the bit of each voxel in the pattern."""
     from monai.metrics.utils import get_code_to_measure_table  # late: it takes seconds
 
-    areas, bits = get_code_to_measure_table(spacing)
+    areas, bits = get_code_to_measure_table(spacing)  # type: ignore[no-untyped-call]
     return areas.double().numpy(), bits[0, 0].numpy().astype(np.uint8)
 
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 Format = Literal["nifti", "seg", "both"]
 DEIDENTIFIED = "The DICOM SEG is de-identified: it refers to images de-identified under the same key, and to no others."
+BESIDE = 32 * 2**20
+"""Bytes of a scan's files up to which it is read, and its results are written, beside the computing of others."""
 _REPORTS = ("_statistics.csv", "_statistics.json", "_preview.png", "_report.html")
 
 

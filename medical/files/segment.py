@@ -17,6 +17,7 @@ from hybrid.precision.check import verdict_facts
 from hybrid.records import Record, timestamp, write_bytes, write_record
 from medical.files.inputs import Job, read_scan
 from medical.files.outputs import (
+    BESIDE,
     DEIDENTIFIED,
     FileSettings,
     already_done,
@@ -47,8 +48,6 @@ from medical.volumes.volume import Volume, stem
 if TYPE_CHECKING:
     from medical.results.report import ModelFacts
 
-BESIDE = 32 * 2**20
-"""Bytes of a scan's files up to which it is read, and its results are written, beside the computing of others."""
 OnStart = Callable[[Preparation, WindowPlan, tuple[str, ...]], None]
 """Receives the way of a scan to the network, the windows over it, and what makes its result doubtful, one sentence each."""
 

@@ -126,7 +126,10 @@ class Encoder(nn.Module):
 
 
 class CrossDResNet(ClassificationNetwork):
-    """The classifier. Takes (B, C, *spatial) float32 of any size and returns logits (B, classes)."""
+    """The classifier. Takes (B, C, *spatial) float32 of any size and returns logits (B, classes).
+
+    A network of three channels takes one too, and repeats it, as published.
+    """
 
     def __init__(self, config: CrossDConfig) -> None:
         super().__init__()
@@ -147,6 +150,10 @@ class CrossDResNet(ClassificationNetwork):
             task="classification",
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        single = x.ndim == self.card.spatial_dims + 2 and x.shape[1] == 1 and self.card.in_channels == 3
+        return super().forward(x.expand(-1, 3, *x.shape[2:]) if single else x)
+
     def classify(self, x: Tensor) -> Tensor:
         *_, last = self.encoder(x)
         scores: Tensor = self.fc(last.flatten(2).mean(-1))
@@ -165,6 +172,26 @@ DERIVED = ("*.num_batches_tracked", "slices.*")
 """Counters; and what `medical transfer` lays aside in a network of volumes for the way back to slices."""
 
 
+def is_of_plain_convolutions(state: Mapping[str, Tensor]) -> bool:
+    """True for classifiers of volumes as the authors' evaluation scripts make them: ResNets of plain 3-D convolutions.
+
+    Other ResNets of volumes whose first kernel takes three channels have the same names and shapes.
+    """
+    stem = state.get("conv1.weight")
+    return (
+        stem is not None
+        and stem.shape[1:] == (3, *(STEM_KERNEL,) * 3)
+        and {"layer1.0.conv1.weight", "bn1.weight"} <= state.keys()
+    )
+
+
+def as_stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the kernels of plain 3-D convolutions, ``X.weight``, under Cross-D Conv's name, ``X.weights_3d``."""
+    if not is_of_plain_convolutions(state):
+        return dict(state)
+    return {key.removesuffix("weight") + "weights_3d" if value.ndim == 5 else key: value for key, value in state.items()}
+
+
 def is_encoder(state: Mapping[str, Tensor]) -> bool:
     """True for files that hold the ResNet, also those of the operator's earlier form, which `read_config` refuses."""
     return any({f"conv1.{kernel}", f"layer1.0.conv1.{kernel}"} <= state.keys() for kernel in ("weights_3d", "weights_fft"))
@@ -180,6 +207,7 @@ def read_config(state: Mapping[str, Tensor], head: str) -> CrossDConfig:
     Raises:
         WeightsError: They are of the operator's earlier form, or stem and classes are none of a published network's.
     """
+    state = as_stored(state)
     predictor = state.get("conv1.rotation_params.0.weight")
     if "conv1.weights_fft" in state or (predictor is not None and len(predictor) != HIDDEN):
         raise WeightsError(
@@ -205,10 +233,11 @@ def read_config(state: Mapping[str, Tensor], head: str) -> CrossDConfig:
 
 FAMILY = Family(
     name="cross_d_conv",
-    matches=lambda state: is_encoder(state) and "fc.weight" in state,
+    matches=lambda state: (is_encoder(state) or is_of_plain_convolutions(state)) and "fc.weight" in state,
     build=build_from(CrossDResNet, partial(read_config, head="fc.weight")),
     create=create_from(CrossDResNet, CrossDConfig),
     options=(),
     keys=KEYS,
     derived=DERIVED,
+    canonical=as_stored,
 )

@@ -193,6 +193,14 @@ def read_config(state: Mapping[str, Tensor]) -> CSWinConfig:
     )
 
 
+def with_projection_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in which projections to queries, keys and values have biases: zeros where the network was made without any."""
+    projections = {key: key.removesuffix("weight") + "bias" for key in state if key.endswith(".qkv.weight")}
+    if any(bias in state for bias in projections.values()):
+        return dict(state)
+    return {**state, **{bias: state[key].new_zeros(len(state[key])) for key, bias in projections.items()}}
+
+
 def network_of(config: CSWinConfig) -> SegmentationNetwork:
     """The network for slices or for volumes that a configuration describes."""
     return cswin_unet_3d.CSWinUNet3D(config) if isinstance(config, cswin_unet_3d.CSWinUNet3DConfig) else CSWinUNet(config)
@@ -223,6 +231,7 @@ FAMILY = Family(
     matches=matches,
     build=build,
     create=create,
+    canonical=with_projection_biases,
     options=("split_size", "num_heads", "drop_path"),
     keys=KEYS,
 )

@@ -285,7 +285,8 @@ def read_config(state: Mapping[str, Tensor], strides: Sequence[Sequence[int]] | 
 
     Args:
         state: The weights.
-        strides: Of the stages; None for those of all published networks that have these shapes.
+        strides: Of the stages; None for those of all published networks that have these shapes: a grid of four times the
+            voxels is taken for (1, 2, 2). That (2, 2, 1) or (2, 1, 2) has the same shapes, and has to be said here.
 
     Raises:
         WeightsError: The strides do not follow from the shapes.
@@ -324,7 +325,10 @@ def _stride(voxels: int, dims: int) -> Axes:
 def build(
     state: Mapping[str, Tensor], *, strides: Sequence[Sequence[int]] | None = None, deep_supervision: bool = False
 ) -> NeUNet:
-    """neU-Net for a checkpoint. `strides` are those of plans.json (`pool_op_kernel_sizes`), where the shapes do not tell them.
+    """neU-Net for a checkpoint.
+
+    `strides` are those of plans.json (`pool_op_kernel_sizes`). Shapes do not tell (2, 2, 1) and (2, 1, 2) from (1, 2, 2), as
+    which they are read: networks with the former need them given, or give wrong results without a word.
 
     Raises:
         WeightsError: The strides do not follow from the shapes.

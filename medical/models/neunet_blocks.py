@@ -17,7 +17,7 @@ from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.convolution import convolve
 from hybrid.blocks.layout import to_image, to_tokens
 from hybrid.blocks.normalisation import Affine, apply_affine, instance_norm, moments
-from medical.models.unet_blocks import CONVOLUTIONS, SLOPE
+from medical.models.unet_blocks import CONVOLUTIONS, SLOPE, leaky_relu_
 
 
 class ActiveNorm(nn.Module):
@@ -32,7 +32,9 @@ class ActiveNorm(nn.Module):
         if torch.is_grad_enabled():
             return F.leaky_relu_(torch.addcmul(self.bias.to(x), instance_norm(x), self.weight.to(x)), SLOPE)
         plain = moments(x)
-        return apply_affine(x, Affine(plain.scale * self.weight, plain.offset * self.weight + self.bias), out=x, slope=SLOPE)
+        return apply_affine(
+            x, Affine(plain.scale * self.weight, plain.offset * self.weight + self.bias), out=x, activation=leaky_relu_
+        )
 
 
 class ConvBlock(nn.Module):

@@ -6,7 +6,7 @@ channels-last images to convolutions without a copy; on a CPU that is also the l
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 SLOPE = 0.01
 """Of the leaky ReLU."""
+leaky_relu_ = partial(F.leaky_relu_, negative_slope=SLOPE)
 
 
 class ResidualBlock(nn.Module):
@@ -41,13 +42,13 @@ class ResidualBlock(nn.Module):
         if torch.is_grad_enabled():
             return self._learn(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
         y = _convolve(parts, self.conv1.weight)
-        y = apply_affine(y, moments(y), out=y, slope=SLOPE)
+        y = apply_affine(y, moments(y), out=y, activation=leaky_relu_)
         y = _convolve((y,), self.conv2.weight)
         if self.conv3 is None:
-            return apply_affine(y, moments(y), out=y, plus=parts[0], slope=SLOPE)
+            return apply_affine(y, moments(y), out=y, plus=parts[0], activation=leaky_relu_)
         shortcut = _convolve(parts, self.conv3.weight)
         apply_affine(shortcut, moments(shortcut), out=shortcut)
-        return apply_affine(y, moments(y), out=y, plus=shortcut, slope=SLOPE)
+        return apply_affine(y, moments(y), out=y, plus=shortcut, activation=leaky_relu_)
 
     def _learn(self, x: Tensor) -> Tensor:
         """The same, one step after the other."""

@@ -10,11 +10,12 @@ from pathlib import Path
 from hybrid.batch.engine import Item, Made, Tell
 from hybrid.batch.journal import options_digest
 from hybrid.batch.place import name_below
+from hybrid.batch.work import Stages, finish
 from hybrid.devices import set_threads
 from hybrid.loading import check_same_weights
 from medical.files.inputs import Job
 from medical.loading import find_weights
-from medical.restoration.files import FileSettings, is_done, planned_outputs, restore_file
+from medical.restoration.files import FileSettings, is_done, planned_outputs, restore_stages
 from medical.restoration.loading import Restorer, build_restorer
 from medical.restoration.protocol import RestorationProtocol
 from medical.restoration.run import SlicePlan, device_of
@@ -38,17 +39,21 @@ class RestoreWorker:
 
     def run(self, work: Job, *, replace: bool, tell: Tell) -> Made:
         """Restore a scan; its folder is there. The report is its `Outcome`."""
+        return finish(self.stages(work, replace=replace), tell)
+
+    def stages(self, work: Job, *, replace: bool) -> Stages[Made]:
+        """The same in stages."""
         settings = dataclasses.replace(self.settings, overwrite=self.settings.overwrite or replace)
         if self.resume and is_done(work, self.restorer, settings):
             return Made(planned_outputs(work, settings), skipped=True)
 
-        def begin(plan: SlicePlan, doubtful: tuple[str, ...]) -> None:
+        def begin(tell: Tell, plan: SlicePlan, doubtful: tuple[str, ...]) -> None:
             for doubt in doubtful:
                 tell.say(f"{work.source.name}: {doubt}", "yellow")
             if plan.count * plan.tiles.count >= MANY_TILES:
                 tell.say(f"{work.source.name}: {plan.describe()}", "dim")
 
-        outcome = restore_file(self.restorer, work, settings, on_start=begin, on_progress=tell.progress)
+        outcome = yield from restore_stages(self.restorer, work, settings, on_start=begin)
         return Made(outcome.outputs, outcome)
 
 

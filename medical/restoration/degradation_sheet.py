@@ -6,7 +6,6 @@ import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medical.restoration.degradations import CartesianSampling, Dose, Operation, Rician
 
@@ -19,7 +18,7 @@ WINDOW = (-160.0, 240.0)
 _WIDTH, _GAP, _CAPTION = 2.1, 0.06, 0.34  # inches: a panel, the space between, a caption of two lines
 
 
-def scan_degradation_sheet(plane: NDArray, seed: int = 0) -> Figure:
+def scan_degradation_sheet(plane: np.ndarray, seed: int = 0) -> Figure:
     """Draw a slice of MR, (i, j), and its degradations; below each, what it changed, gray being nothing.
 
     For the noise of CT its range becomes soft tissue in Hounsfield units: the picture shows the grain, not an anatomy of CT.

@@ -35,7 +35,7 @@ ELECTRONIC = 10.0
 class Operation(Protocol):
     """What is done to a scan. `str()` is a short label."""
 
-    def apply(self, values: NDArray) -> Values:
+    def apply(self, values: np.ndarray) -> Values:
         """Return a new (i, j, k) float32 scan.
 
         Raises:
@@ -61,7 +61,7 @@ class Rician:
     seed: int
     reference: Reference = "p99"
 
-    def apply(self, values: NDArray) -> Values:
+    def apply(self, values: np.ndarray) -> Values:
         """Raises RequestError for values below zero too."""
         scan = _checked(values)
         if scan.size and scan.min() < 0:
@@ -99,7 +99,7 @@ class Dose:
     seed: int
     views: int = 360
 
-    def apply(self, values: NDArray) -> Values:
+    def apply(self, values: np.ndarray) -> Values:
         """Hounsfield units; what is below -1000 counts as air."""
         from skimage.transform import iradon, radon
 
@@ -158,7 +158,7 @@ class CartesianSampling:
         mask[np.random.default_rng(self.seed).choice(outside, wanted, replace=False)] = True
         return mask
 
-    def apply(self, values: NDArray) -> Values:
+    def apply(self, values: np.ndarray) -> Values:
         """Any finite values; the result is a magnitude."""
         scan = _checked(values)
         if not scan.size:
@@ -234,19 +234,19 @@ ScanDegradation: TypeAlias = Annotated[RicianNoise | LowDose | Undersampling, Fi
 """What a recipe can name."""
 
 
-def rician(values: NDArray, sigma: float, rng: np.random.Generator) -> Values:
+def rician(values: np.ndarray, sigma: float, rng: np.random.Generator) -> Values:
     """Magnitude of values of any shape with complex normal noise, `sigma` in their units for each of its two parts."""
     real = values + sigma * rng.standard_normal(values.shape, np.float32)
     magnitudes: Values = np.hypot(real, sigma * rng.standard_normal(values.shape, np.float32)).astype(np.float32)
     return magnitudes
 
 
-def reference_level(values: NDArray, reference: Reference) -> float:
+def reference_level(values: np.ndarray, reference: Reference) -> float:
     """The level of a whole scan that strengths of noise refer to, background included."""
     return float(np.percentile(values, 99) if reference == "p99" else np.max(values)) if values.size else 0.0
 
 
-def _checked(values: NDArray) -> Values:
+def _checked(values: np.ndarray) -> Values:
     if values.ndim != 3:
         raise RequestError(f"Cannot degrade values of shape {values.shape}.", hint="Give one scan, (i, j, k).")
     scan = values.astype(np.float32)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hybrid.errors import RequestError
 from hybrid.records import versions, write_bytes
@@ -30,7 +29,7 @@ from medical.training.cases import Folder
 from medical.volumes.volume import Volume, read_volume
 
 Split = Literal["train", "val"]
-Denoise = Callable[[NDArray, float], NDArray]
+Denoise = Callable[[np.ndarray, float], np.ndarray]
 """Restores (i, j, k) float32 values with noise of a standard deviation in their units."""
 
 NOISY = "noisy"
@@ -86,8 +85,8 @@ class Shown:
 
     case: str
     sigma: float
-    original: NDArray
-    methods: Mapping[str, tuple[NDArray, float]]
+    original: np.ndarray
+    methods: Mapping[str, tuple[np.ndarray, float]]
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def check_classical(methods: Sequence[str]) -> None:
         )
 
 
-def nl_means(noisy: NDArray, sigma: float) -> NDArray:
+def nl_means(noisy: np.ndarray, sigma: float) -> np.ndarray:
     """Non-local means of scikit-image over the volume, told the noise: patches of 3, searched 3 voxels around."""
     from skimage.restoration import denoise_nl_means
 
@@ -166,19 +165,19 @@ def nl_means(noisy: NDArray, sigma: float) -> NDArray:
     return without_bias(found, sigma)
 
 
-def bm4d(noisy: NDArray, sigma: float) -> NDArray:
+def bm4d(noisy: np.ndarray, sigma: float) -> np.ndarray:
     """BM4D by its authors (Maggioni et al., IEEE TIP 2013), told the noise."""
     from bm4d import bm4d as run
 
     return without_bias(run(noisy, sigma), sigma)
 
 
-def without_bias(mean: NDArray, sigma: float) -> NDArray:
+def without_bias(mean: np.ndarray, sigma: float) -> np.ndarray:
     """What a mean of Rician magnitudes is the magnitude of: sqrt(m^2 - sigma^2), right where it is three times sigma or more.
 
     Source: Gudbjartsson and Patz, "The Rician Distribution of Noisy MRI Data", 1995.
     """
-    unbiased: NDArray = np.sqrt(np.maximum(np.square(mean, dtype=np.float64) - sigma**2, 0)).astype(np.float32)
+    unbiased: np.ndarray = np.sqrt(np.maximum(np.square(mean, dtype=np.float64) - sigma**2, 0)).astype(np.float32)
     return unbiased
 
 
@@ -288,7 +287,7 @@ def figure_png(shown: Shown) -> bytes:
 
 def _restored(
     restorer: Restorer, network: str, original: Volume, sigma: float, seed: int, classical: Sequence[str]
-) -> dict[str, tuple[NDArray, float]]:
+) -> dict[str, tuple[np.ndarray, float]]:
     """Values and seconds by each method."""
     truth = original.values[0].astype(np.float32)
     noisy = replace(original, values=Rician(sigma, seed).apply(truth)[None])

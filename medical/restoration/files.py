@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,12 +18,22 @@ from typing import Any
 
 import numpy as np
 
+from hybrid.batch.work import Listener, Stages, Stopwatch, Tell, finish
 from hybrid.errors import OutputError, RequestError
 from hybrid.memory import release_memory
 from hybrid.precision.check import verdict_facts
 from hybrid.records import Record, record_path, timestamp, write_bytes, write_record
 from medical.files.inputs import Job, Naming, read_scan
-from medical.files.outputs import check_writable, keep_inputs, real_places, recorded_facts, sources_sha256, written_names
+from medical.files.outputs import (
+    BESIDE,
+    check_writable,
+    keep_inputs,
+    real_places,
+    recorded_facts,
+    sources_bytes,
+    sources_sha256,
+    written_names,
+)
 from medical.notice import RESEARCH_USE
 from medical.restoration.loading import Restorer
 from medical.restoration.preview import DETAILS, preview_png
@@ -202,10 +211,19 @@ def plan_file(restorer: Restorer, job: Job, settings: FileSettings) -> tuple[Vol
         InputError, ResourceError: As `medical.restoration.run.restore`.
         RequestError: The request does not go with the scan.
     """
+    volume = _read(restorer, job, settings)
+    return volume, *_plan(restorer, volume, settings)
+
+
+def _read(restorer: Restorer, job: Job, settings: FileSettings) -> Volume:
     volume = read_scan(job.sources, volume=settings.volume, series=settings.series)
     check_scan(volume, restorer.protocol, any_modality=settings.run.any_modality)
+    return volume
+
+
+def _plan(restorer: Restorer, volume: Volume, settings: FileSettings) -> tuple[SlicePlan, tuple[str, ...]]:
     plan = plan_slices(volume, restorer, settings.run)
-    return volume, plan, (*volume.warnings, *doubts(volume, restorer.protocol, plan))
+    return plan, (*volume.warnings, *doubts(volume, restorer.protocol, plan))
 
 
 def restore_file(
@@ -231,22 +249,53 @@ def restore_file(
         RequestError: The request does not go with the scan.
         ResourceError: It does not fit the memory.
     """
-    settings = settings or FileSettings()
-    started, clock = timestamp(), time.perf_counter()
-    outputs = check_targets(job, settings)
-    volume, plan, doubtful = plan_file(restorer, job, settings)
-    digest = sources_sha256(job.sources)
-    storage = Storage.of(volume) if settings.run.dtype == "source" else Storage(np.dtype(np.float32))
-    with staged(outputs, overwrite=settings.overwrite) as folder:
+
+    def start(tell: Tell, plan: SlicePlan, doubtful: tuple[str, ...]) -> None:
         if on_start is not None:
             on_start(plan, doubtful)
-        result = restore(volume, restorer, settings.run, on_progress=on_progress)
+
+    return finish(restore_stages(restorer, job, settings or FileSettings(), on_start=start), Listener(on_progress))
+
+
+def restore_stages(
+    restorer: Restorer,
+    job: Job,
+    settings: FileSettings,
+    *,
+    on_start: Callable[[Tell, SlicePlan, tuple[str, ...]], None],
+) -> Stages[Outcome]:
+    """What `restore_file` does, with pauses before and after the network runs, where files and memory allow it.
+
+    Args:
+        restorer, job, settings: As of `restore_file`.
+        on_start: As of `restore_file`; also receives where to tell.
+
+    Raises:
+        HybridError: As `restore_file`.
+    """
+    started, clock = timestamp(), Stopwatch()
+    outputs = check_targets(job, settings)
+    apart = settings.run.memory is None and sources_bytes(job.sources) <= BESIDE
+    if apart:
+        volume, digest = _read(restorer, job, settings), sources_sha256(job.sources)
+    with clock.stopped():
+        tell = yield
+    if not apart:
+        volume, digest = _read(restorer, job, settings), sources_sha256(job.sources)
+    plan, doubtful = _plan(restorer, volume, settings)
+    storage = Storage.of(volume) if settings.run.dtype == "source" else Storage(np.dtype(np.float32))
+    with staged(outputs, overwrite=settings.overwrite) as folder:
+        on_start(tell, plan, doubtful)
+        result = restore(volume, restorer, settings.run, on_progress=tell.progress)
         release_memory()
+        if apart:
+            with clock.stopped():
+                yield
         write_scan(folder / job.target.name, result.values, volume, storage)
         if settings.preview:
             picture = preview_png(volume.values[0], result.values, volume.grid, title=volume.name)
             write_bytes(folder / outputs[1].name, picture)
-        seconds = time.perf_counter() - clock
+        seconds = clock.seconds
         record = _record(restorer, job, volume, result, settings.facts(), storage.describe(), started)
         names = tuple(path.name for path in outputs)
         record = replace(record, input_sha256=digest, outputs=names, seconds=round(seconds, 3))

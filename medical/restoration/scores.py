@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medical.restoration.degradations import reference_level
 from restore.evaluation import metrics
 
 
-def psnr(restored: NDArray, original: NDArray) -> float:
+def psnr(restored: np.ndarray, original: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB: 10 log10(P^2 / mean squared error), P the original's 99th percentile.
 
     Args:
@@ -29,7 +28,7 @@ def psnr(restored: NDArray, original: NDArray) -> float:
     return math.inf if error == 0 else 10 * math.log10(reference_level(original, "p99") ** 2 / error)
 
 
-def ssim(restored: NDArray, original: NDArray, axis: int = 2) -> float:
+def ssim(restored: np.ndarray, original: np.ndarray, axis: int = 2) -> float:
     """Structural similarity of Wang et al. (2004), the mean over the slices across an axis.
 
     Windows are those of `restore.evaluation.metrics.ssim`: 11 x 11, Gaussian, wholly inside the slice.

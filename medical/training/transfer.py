@@ -173,13 +173,14 @@ def turn(
     options = saved_options(checkpoint.path.name, checkpoint.metadata) | {"spatial_dims": to}
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)  # what is initialised is so alike each time
-        network = kind.build(checkpoint.state, **options)
+        weights = kind.canonical(checkpoint.state)
+        network = kind.build(weights, **options)
     kernels = {f"{name}.weights_3d" for name, module in network.named_modules() if isinstance(module, CrossDConv)}
     for module in network.modules():
         if isinstance(module, CrossDConv):
             module.reset_angle()
-    state = {name: tensor for name, tensor in checkpoint.state.items() if not name.startswith(ASIDE)}
-    aside = {name.removeprefix(ASIDE): tensor for name, tensor in checkpoint.state.items() if name.startswith(ASIDE)}
+    state = {name: tensor for name, tensor in weights.items() if not name.startswith(ASIDE)}
+    aside = {name.removeprefix(ASIDE): tensor for name, tensor in weights.items() if name.startswith(ASIDE)}
     given = state | (aside if to == 2 else {})
     made: dict[str, Tensor] = {}
     changes: dict[str, Change] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations, product
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -139,7 +140,7 @@ class Reorientation:
         return view
 
     @property
-    def _runs(self) -> tuple:
+    def _runs(self) -> tuple[Any, ...]:
         return (..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))
 
 

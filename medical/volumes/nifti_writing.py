@@ -132,7 +132,7 @@ def blank_header(volume: Volume, dtype: np.dtype) -> nib.Nifti1Header:
     """A blank header with the scan's geometry, as its file stated it."""
     origin, grid = volume.origin, volume.grid
     large = origin.version == 2 if isinstance(origin, NiftiOrigin) else max(grid.shape) > _NIFTI_1_EDGE
-    header = (nib.Nifti2Header if large else nib.Nifti1Header)()
+    header = (nib.Nifti2Header if large else nib.Nifti1Header)()  # type: ignore[no-untyped-call]
     header.set_data_dtype(dtype)
     header.set_data_shape(grid.shape)
     header.set_slope_inter(1, 0)

@@ -126,13 +126,15 @@ def _work(request: FaceRequest, network: RestorationNetwork, jobs: list[FaceJob]
     )
     with progress_on(talk) as progress:
         watcher = PictureWatcher(lambda told: _report(told, talk, request.json), talk, request.json, progress, len(jobs))
-        failures = run_batch(items_of(jobs, request.inputs), _engine(request, network), batch, watcher)
+        # Of places elsewhere no more is taken than is under way: they may fall silent.
+        engine = _engine(request, network, overlap=len(jobs) > 1 and place.mirror is None)
+        failures = run_batch(items_of(jobs, request.inputs), engine, batch, watcher)
     return [(item.work, error) for item, error in failures]
 
 
-def _engine(request: FaceRequest, network: RestorationNetwork) -> Engine:
+def _engine(request: FaceRequest, network: RestorationNetwork, *, overlap: bool) -> Engine:
     if request.batch.engine == "local":
-        return Local(FaceWorker(network, request.run))
+        return Local(FaceWorker(network, request.run), overlap)
     import torch
 
     from hybrid.batch.cluster import OnRay

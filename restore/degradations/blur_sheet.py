@@ -65,7 +65,7 @@ def blur_sheet(image: NDArray[np.uint8]) -> Figure:
     )
 
 
-def _panel(image: NDArray[np.uint8], operation: Operation, kernel: NDArray | None = None, lead: str = "") -> Panel:
+def _panel(image: NDArray[np.uint8], operation: Operation, kernel: np.ndarray | None = None, lead: str = "") -> Panel:
     blurred = operation.apply(image.astype(np.float32) / np.float32(255))
     return Panel(round_to_uint8(blurred * 255), tuple(wrapped(f"{lead}{operation}")), kernel)
 

@@ -250,7 +250,7 @@ class Compression:
         return f"{'JPEG' if self.format == 'jpeg' else 'WebP'} {self.quality}{'' if self.chroma == '4:2:0' else ' 4:4:4'}"
 
 
-def srgb_to_linear(values: NDArray) -> NDArray[np.float64]:
+def srgb_to_linear(values: np.ndarray) -> NDArray[np.float64]:
     """Linear light in [0, 1] of sRGB values in [0, 1] (IEC 61966-2-1).
 
     >>> srgb_to_linear(np.array([0.0, 0.5, 1.0])).round(4).tolist()

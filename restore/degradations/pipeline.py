@@ -94,7 +94,7 @@ class Pipeline(BaseModel):
             )
         return plan
 
-    def apply(self, image: NDArray, rng: np.random.Generator) -> Degraded:
+    def apply(self, image: np.ndarray, rng: np.random.Generator) -> Degraded:
         """Degrade one picture, which stays as it is.
 
         Args:
@@ -169,7 +169,7 @@ def _blur(sigma: tuple[float, float], probability: float = 1.0) -> OneOf:
     return OneOf(steps=(Sinc(), Blur(sigma=sigma)), weights=(0.1, 0.9), probability=probability)
 
 
-def to_float(image: NDArray) -> Pixels:
+def to_float(image: np.ndarray) -> Pixels:
     """(H, W, 3) uint8, or float32 in [0, 1], as float32 in [0, 1].
 
     Raises:

@@ -22,7 +22,7 @@ SMOOTHING = 5
 """Pixels of the Gaussian filter in front of the correlation."""
 
 
-def align(restored: NDArray, reference: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def align(restored: np.ndarray, reference: np.ndarray) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Scale a result's brightness to the reference by least squares, and warp it onto it by a homography.
 
     Args:
@@ -57,7 +57,7 @@ def align(restored: NDArray, reference: NDArray) -> tuple[NDArray[np.float32], N
     return warped * mask[..., None] * 255, x * mask[..., None] * 255, mask
 
 
-def masked_scores(restored: NDArray, reference: NDArray, mask: NDArray) -> tuple[float, float]:
+def masked_scores(restored: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     """PSNR and SSIM where the mask is 1; SSIM of each channel, half a window from the edges away.
 
     Args:

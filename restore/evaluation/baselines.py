@@ -23,7 +23,7 @@ from restore.evaluation.restoration import RestorationCase
 from restore.images.resize import round_to_uint8
 
 Values = NDArray[np.float32]
-Run = Callable[[RestorationCase], NDArray]
+Run = Callable[[RestorationCase], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -84,27 +84,27 @@ def degraded(case: RestorationCase) -> Values:
     return case.given
 
 
-def nl_means(case: RestorationCase) -> NDArray:
+def nl_means(case: RestorationCase) -> np.ndarray:
     """Non-local means of colour patches, `skimage.restoration.denoise_nl_means`; h is 0.6, 0.5 and 0.4 sigma at 15, 25 and 50."""
     sigma = _sigma(case)
     h = float(np.interp(sigma * 255, (15, 25, 50), (0.6, 0.5, 0.4))) * sigma
-    cleaned: NDArray = _restoration().denoise_nl_means(
+    cleaned: np.ndarray = _restoration().denoise_nl_means(
         case.given, patch_size=5, patch_distance=8, h=h, sigma=sigma, channel_axis=-1
     )
     return cleaned
 
 
-def tv_chambolle(case: RestorationCase) -> NDArray:
+def tv_chambolle(case: RestorationCase) -> np.ndarray:
     """Total variation of all channels, `skimage.restoration.denoise_tv_chambolle`, weight 0.6, 0.65, 0.9 sigma at 15, 25, 50."""
     sigma = _sigma(case)
     weight = float(np.interp(sigma * 255, (15, 25, 50), (0.6, 0.65, 0.9))) * sigma
-    cleaned: NDArray = _restoration().denoise_tv_chambolle(
+    cleaned: np.ndarray = _restoration().denoise_tv_chambolle(
         case.given.astype(np.float64), weight=weight, max_num_iter=100, channel_axis=-1
     )
     return cleaned
 
 
-def wavelet(case: RestorationCase) -> NDArray:
+def wavelet(case: RestorationCase) -> np.ndarray:
     """BayesShrink of wavelets in YCbCr, `skimage.restoration.denoise_wavelet`, the mean over 3 x 3 shifts (cycle spinning)."""
     restoration, sigma = _restoration(), _sigma(case)
     colour = case.given.shape[2] == 3
@@ -120,7 +120,7 @@ def wavelet(case: RestorationCase) -> NDArray:
     return total / 9
 
 
-def bilateral(case: RestorationCase) -> NDArray:
+def bilateral(case: RestorationCase) -> np.ndarray:
     """Bilateral filter, `skimage.restoration.denoise_bilateral`: `BILATERAL` sigma in value, 1.5 pixels in place.
 
     It takes values above 0 alone, so that the noisy picture is clipped first.
@@ -128,24 +128,24 @@ def bilateral(case: RestorationCase) -> NDArray:
     clipped = np.clip(case.given, 0, 1).astype(np.float64)
     colour = clipped.shape[2] == 3
     image = clipped if colour else clipped[..., 0]
-    cleaned: NDArray = _restoration().denoise_bilateral(
+    cleaned: np.ndarray = _restoration().denoise_bilateral(
         image, win_size=7, sigma_color=BILATERAL * _sigma(case), sigma_spatial=1.5, channel_axis=-1 if colour else None
     )
     return cleaned
 
 
-def bm3d(case: RestorationCase) -> NDArray:
+def bm3d(case: RestorationCase) -> np.ndarray:
     """BM3D, of colour pictures with the matches of luma, by its authors' package `bm3d`, whose licence is for non-commercial use.
 
     K. Dabov et al., TIP 2007, in the form of Y. Mäkinen et al., TIP 2020.
     """
     package = importlib.import_module("bm3d")
     given, colour = case.given.astype(np.float64), case.given.shape[2] == 3
-    cleaned: NDArray = package.bm3d_rgb(given, _sigma(case)) if colour else package.bm3d(given[..., 0], _sigma(case))
+    cleaned: np.ndarray = package.bm3d_rgb(given, _sigma(case)) if colour else package.bm3d(given[..., 0], _sigma(case))
     return cleaned
 
 
-def richardson_lucy(case: RestorationCase) -> NDArray:
+def richardson_lucy(case: RestorationCase) -> np.ndarray:
     """Richardson-Lucy in linear light with the true kernel, `skimage.restoration.richardson_lucy`, `LUCY` iterations."""
     lucy = _restoration().richardson_lucy
     return _deconvolved(
@@ -153,13 +153,13 @@ def richardson_lucy(case: RestorationCase) -> NDArray:
     )
 
 
-def wiener(case: RestorationCase) -> NDArray:
+def wiener(case: RestorationCase) -> np.ndarray:
     """Wiener deconvolution in linear light with the true kernel, `skimage.restoration.wiener`, balance `WIENER`."""
     filtered = _restoration().wiener
     return _deconvolved(case, lambda plane, kernel: filtered(plane, kernel, balance=WIENER))
 
 
-def shifted_jpeg(case: RestorationCase) -> NDArray:
+def shifted_jpeg(case: RestorationCase) -> np.ndarray:
     """The mean over 8 x 8 shifts of the picture compressed once more at the same quality: blocks fall elsewhere each time.
 
     A. Nosratinia, "Enhancement of JPEG-compressed images by re-application of JPEG", Journal of VLSI Signal Processing 27, 2001.
@@ -198,7 +198,7 @@ BASELINES = {
 }
 
 
-def _deconvolved(case: RestorationCase, restore: Callable[[NDArray, NDArray], NDArray]) -> NDArray:
+def _deconvolved(case: RestorationCase, restore: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """Each channel in linear light; the picture goes on beyond its edges as its mirror image, which is cut off again."""
     if case.kernel is None:
         raise RequestError("Deconvolution needs the true kernel.", hint="Choose a set whose blur is made: kodak24-blur or mini.")

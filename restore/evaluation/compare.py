@@ -273,7 +273,7 @@ def _scores(shown: NDArray[np.uint8], reference: NDArray[np.uint8], border: int)
     return fidelity, ssim(shown, reference, border=border) if inner >= SSIM_WINDOW else None
 
 
-def _bicubic(plane: NDArray, scale: int) -> NDArray:
+def _bicubic(plane: np.ndarray, scale: int) -> np.ndarray:
     if plane.dtype == np.uint8:
         return imresize(plane, scale, "uint8")
     return from_unit(imresize(to_unit(plane), scale), plane.dtype)

@@ -55,13 +55,13 @@ class Method:
     """
 
     name: str
-    run: Callable[[Any], NDArray] | None = None
+    run: Callable[[Any], np.ndarray] | None = None
     skipped: str | None = None
     parameters: int | None = None
     published: str | None = None
     takes: Literal["picture", "luma", "case"] = "picture"
     outputs: int = 1
-    select: Callable[[NDArray, NDArray], int] | None = None
+    select: Callable[[np.ndarray, np.ndarray], int] | None = None
     timed: bool = True
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -145,11 +145,11 @@ class TestSet(ABC):
         """What the method's `run` takes."""
 
     @abstractmethod
-    def score(self, name: str, result: NDArray, case: Any, method: Method) -> ImageScore:
+    def score(self, name: str, result: np.ndarray, case: Any, method: Method) -> ImageScore:
         """Score one result, (H, W, C). Raises OutputError if it is no picture of the case's size and type."""
 
     @abstractmethod
-    def as_file(self, result: NDArray) -> Picture:
+    def as_file(self, result: np.ndarray) -> Picture:
         """A result (H, W, C) as it is kept: uint8."""
 
     @abstractmethod
@@ -168,7 +168,7 @@ class TestSet(ABC):
     def described(self) -> dict[str, Any]:
         """Name, protocol and layout as plain values."""
 
-    def keep(self, output: Path, method: Method, index: int, case: Any, result: NDArray) -> None:
+    def keep(self, output: Path, method: Method, index: int, case: Any, result: np.ndarray) -> None:
         """Write what is kept of a result, (H, W, C)."""
         write_png(self.path(output, method.name, self.names[index]), self.as_file(result))
 

@@ -90,9 +90,9 @@ def add_to_submission(folder: Path, names: tuple[str, ...], index: int, result: 
 
 
 @lru_cache(maxsize=2)
-def _array(path: Path) -> NDArray:
+def _array(path: Path) -> np.ndarray:
     try:
-        held: NDArray = scipy.io.loadmat(path, variable_names=[path.stem])[path.stem]
+        held: np.ndarray = scipy.io.loadmat(path, variable_names=[path.stem])[path.stem]
     except (OSError, ValueError, KeyError, NotImplementedError, scipy.io.matlab.MatReadError) as error:
         raise InputError(f"{path} cannot be read: {error}.", hint="Download it again.") from error
     held.setflags(write=False)

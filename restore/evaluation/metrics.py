@@ -26,7 +26,7 @@ SSIM_SIGMA = 1.5
 _Y_WEIGHTS = np.array([65.481, 128.553, 24.966]) / 255
 
 
-def rgb_to_y(image: NDArray, *, rounded: bool = False) -> NDArray:
+def rgb_to_y(image: np.ndarray, *, rounded: bool = False) -> np.ndarray:
     """Luma of BT.601 in studio swing, 16 (black) to 235 (white).
 
     Args:
@@ -48,7 +48,7 @@ def rgb_to_y(image: NDArray, *, rounded: bool = False) -> NDArray:
     return round_to_uint8(luma) if rounded else luma
 
 
-def psnr(restored: NDArray, reference: NDArray, *, border: int = 0, channel: Channel = "y") -> float:
+def psnr(restored: np.ndarray, reference: np.ndarray, *, border: int = 0, channel: Channel = "y") -> float:
     """Peak signal-to-noise ratio in dB, infinite for equal pictures: 10 log10(255^2 / MSE).
 
     Args:
@@ -65,7 +65,7 @@ def psnr(restored: NDArray, reference: NDArray, *, border: int = 0, channel: Cha
     return math.inf if error == 0 else 10 * math.log10(PEAK**2 / error)
 
 
-def ssim(restored: NDArray, reference: NDArray, *, border: int = 0, channel: Channel = "y") -> float:
+def ssim(restored: np.ndarray, reference: np.ndarray, *, border: int = 0, channel: Channel = "y") -> float:
     """Structural similarity, at most 1; the mean over the channels.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, with its
@@ -110,7 +110,7 @@ def _window_mean(plane: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _planes(
-    restored: NDArray, reference: NDArray, border: int, channel: Channel
+    restored: np.ndarray, reference: np.ndarray, border: int, channel: Channel
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Both pictures cropped and converted to ``(H, W, C)`` float64."""
     if restored.shape != reference.shape:
@@ -130,7 +130,7 @@ def _planes(
     return _plane(restored, border, channel), _plane(reference, border, channel)
 
 
-def _plane(image: NDArray, border: int, channel: Channel) -> NDArray[np.float64]:
+def _plane(image: np.ndarray, border: int, channel: Channel) -> NDArray[np.float64]:
     inner = image[border : image.shape[0] - border, border : image.shape[1] - border]
     if channel == "y" and inner.ndim == 3 and inner.shape[2] == 3:
         inner = rgb_to_y(inner)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from restore.evaluation.metrics import psnr
 from restore.images.resize import round_to_uint8
 
-Metric = Callable[[NDArray, NDArray], float]
+Metric = Callable[[np.ndarray, np.ndarray], float]
 """Of a picture and its label, (H, W, C) uint8; more is better."""
 
 
@@ -45,7 +45,7 @@ class OutputScores:
         return max(self.single)
 
 
-def output_scores(scores: NDArray) -> OutputScores:
+def output_scores(scores: np.ndarray) -> OutputScores:
     """Read a table of scores.
 
     Args:
@@ -68,7 +68,7 @@ def output_scores(scores: NDArray) -> OutputScores:
     )
 
 
-def score_outputs(outputs: NDArray, label: NDArray, metric: Metric | None = None) -> NDArray[np.float64]:
+def score_outputs(outputs: np.ndarray, label: np.ndarray, metric: Metric | None = None) -> NDArray[np.float64]:
     """Score each output of one picture by the paper's protocol: clamped, rounded to 8 bits, no border, RGB.
 
     Args:

@@ -19,7 +19,7 @@ BLOCK = 8
 """Pixels along each side of a JPEG block."""
 
 
-def ssim_3d(restored: NDArray, reference: NDArray, *, border: int = 0) -> float:
+def ssim_3d(restored: np.ndarray, reference: np.ndarray, *, border: int = 0) -> float:
     """SSIM over the volume of rows, columns and colours, as MATLAB's ``ssim`` treats an RGB array and as NAFNet's code does.
 
     The Gaussian window is 11 x 11 x 11 with sigma 1.5, edges are repeated, and the mean is over all positions. With three
@@ -55,7 +55,7 @@ def similarity_map(a: NDArray[np.float64], b: NDArray[np.float64], axes: Sequenc
     return luminance * (2 * covariance + c2) / (variances + c2)
 
 
-def psnr_b(restored: NDArray, reference: NDArray) -> float:
+def psnr_b(restored: np.ndarray, reference: np.ndarray) -> float:
     """PSNR-B in dB: the mean squared error is raised by the blocking effect factor of the restored picture.
 
     The factor is log2(8) / log2(min(H, W)) times what the mean squared step across borders of 8 x 8 blocks has above that

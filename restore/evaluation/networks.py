@@ -86,6 +86,6 @@ def run_network(network: RestorationNetwork, given: NDArray[np.float32]) -> NDAr
     return np.concatenate(blocks, axis=-3)
 
 
-def _selected(outputs: NDArray, given: NDArray) -> int:
+def _selected(outputs: np.ndarray, given: np.ndarray) -> int:
     """The output that the commands take for ``--select best``."""
     return int(score_picture(given.astype(np.float64), np.clip(outputs, 0, 1).astype(np.float64)).argmin())

@@ -113,7 +113,7 @@ class RestorationTest(TestSet):
     def given(self, case: RestorationCase, method: Method) -> Any:
         return case if method.takes == "case" else case.given
 
-    def score(self, name: str, result: NDArray, case: RestorationCase, method: Method) -> ImageScore:
+    def score(self, name: str, result: np.ndarray, case: RestorationCase, method: Method) -> ImageScore:
         if result.dtype != np.float32 or result.shape != case.given.shape or not np.isfinite(result).all():
             raise OutputError(
                 f"{method.name} returned {result.dtype} of shape {result.shape} for {name}; finite float32 "
@@ -123,8 +123,8 @@ class RestorationTest(TestSet):
         grey = case.given.shape[2] == 1
         if case.reference is None:
             return ImageScore(name, grey=grey)
-        reference: NDArray = case.reference
-        values: NDArray = self.as_file(result) if protocol.values == "8-bit" else np.clip(result, 0, 1) * np.float64(255)
+        reference: np.ndarray = case.reference
+        values: np.ndarray = self.as_file(result) if protocol.values == "8-bit" else np.clip(result, 0, 1) * np.float64(255)
         if protocol.align == "ecc":
             values, reference, mask = align(values, reference)
             return ImageScore(name, *masked_scores(values, reference, mask), grey=grey)
@@ -138,10 +138,10 @@ class RestorationTest(TestSet):
             grey=grey,
         )
 
-    def as_file(self, result: NDArray) -> Picture:
+    def as_file(self, result: np.ndarray) -> Picture:
         return round_to_uint8(np.asarray(result, np.float64) * 255)
 
-    def keep(self, output: Path, method: Method, index: int, case: RestorationCase, result: NDArray) -> None:
+    def keep(self, output: Path, method: Method, index: int, case: RestorationCase, result: np.ndarray) -> None:
         super().keep(output, method, index, case, result)
         if isinstance(self.found.layout, BoxLayout):
             values = np.clip(result, 0, 1).astype(np.float32)

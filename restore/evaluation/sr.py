@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_specs import Checked, FoundImages, ImagePair, SuperResolutionSpec, check_files, find_images
 from hybrid.errors import InputError, OutputError
@@ -97,7 +96,7 @@ class SuperResolutionTest(TestSet):
     def given(self, case: Case, method: Method) -> Picture:
         return self._reference(case) if method.takes == "luma" else as_rgb(case.lr)
 
-    def score(self, name: str, result: NDArray, case: Case, method: Method) -> ImageScore:
+    def score(self, name: str, result: np.ndarray, case: Case, method: Method) -> ImageScore:
         reference = self._reference(case) if method.takes == "luma" else as_rgb(case.hr)
         if result.dtype != np.uint8 or result.shape != reference.shape:
             raise OutputError(
@@ -112,10 +111,10 @@ class SuperResolutionTest(TestSet):
             cut=case.cut,
         )
 
-    def as_file(self, result: NDArray) -> Picture:
+    def as_file(self, result: np.ndarray) -> Picture:
         return result
 
-    def keep(self, output: Path, method: Method, index: int, case: Case, result: NDArray) -> None:
+    def keep(self, output: Path, method: Method, index: int, case: Case, result: np.ndarray) -> None:
         super().keep(output, method, index, case, result)
         if case.made:
             write_png(self.path(output, "LR", self.names[index]), case.lr)

@@ -11,10 +11,11 @@ from pathlib import Path
 from hybrid.batch.engine import Item, Made, Tell
 from hybrid.batch.journal import options_digest
 from hybrid.batch.place import name_below
+from hybrid.batch.work import Stages, finish
 from hybrid.devices import set_threads
 from hybrid.records import record_path
 from restore.faces.detection import Face
-from restore.faces.files import FaceRun, record_of, restore_faces_file
+from restore.faces.files import FaceRun, face_stages, record_of
 from restore.models.base import RestorationNetwork
 from restore.restoration.batch import PinnedWeights
 from restore.restoration.inputs import Job, check_name
@@ -44,11 +45,13 @@ class FaceWorker:
 
     def run(self, work: FaceJob, *, replace: bool, tell: Tell) -> Made:
         """Restore the faces of a picture; its folders are there. The report is that of `record_of`."""
+        return finish(self.stages(work, replace=replace), tell)
+
+    def stages(self, work: FaceJob, *, replace: bool) -> Stages[Made]:
+        """The same in stages."""
         check_name(work)
         settings = dataclasses.replace(self.settings, overwrite=self.settings.overwrite or replace, faces=work.faces)
-        outcome = restore_faces_file(
-            self.network, work.source, work.target, settings, known=work.known, sheet=work.sheet, on_progress=tell.progress
-        )
+        outcome = yield from face_stages(self.network, work.source, work.target, settings, known=work.known, sheet=work.sheet)
         return Made(outcome.files, record_of(outcome))
 
 

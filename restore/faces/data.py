@@ -135,5 +135,5 @@ def held_out(names: Sequence[str], number: int) -> list[str]:
     return [ordered[int((place + 0.5) * len(ordered) / number)] for place in range(number)]
 
 
-def _mean_psnr(pairs: Sequence[tuple[NDArray, NDArray]]) -> float:
+def _mean_psnr(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(np.mean([psnr(one, other, channel="rgb") for one, other in pairs]))

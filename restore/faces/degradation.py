@@ -76,7 +76,7 @@ class FacePlan:
     square: Square | None
     gray: bool
 
-    def moved(self, points: NDArray, width: int) -> NDArray:
+    def moved(self, points: np.ndarray, width: int) -> np.ndarray:
         """Where points (N, 2), x and y in pixels of the given face, lie in the pair; a left eye stays the first of its list."""
         x, y = np.asarray(points, float).T
         x = width - 1 - x if self.mirrored else x
@@ -155,7 +155,7 @@ class FaceDegradation(BaseModel):
         versions = [tuple(o for step in self.steps for o in step.draw(rng, frame)) for _ in range(2 if square else 1)]
         return FacePlan(mirrored, shift, tuple(versions), square, gray)
 
-    def apply(self, face: NDArray, rng: np.random.Generator) -> FacePair:
+    def apply(self, face: np.ndarray, rng: np.random.Generator) -> FacePair:
         """Degrade one face, which stays as it is.
 
         Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hybrid.batch.work import Listener, Stages, Stopwatch, finish
 from hybrid.errors import OutputError, RequestError
 from hybrid.records import record_path, timestamp, write_bytes, write_record
 from restore.faces.detection import Face
@@ -30,7 +30,7 @@ from restore.images import MAX_PIXELS, Picture, SaveOptions, check_pixels, probe
 from restore.models.base import RestorationNetwork
 from restore.restoration.final_size import FinalSize
 from restore.restoration.record import check_target, make_record, with_record
-from restore.restoration.run import RunSettings, restore_picture
+from restore.restoration.run import RunSettings, can_wait, restore_picture
 
 MOST_RESULT_PIXELS = 4 * MAX_PIXELS
 
@@ -122,8 +122,27 @@ def restore_faces_file(
         RequestError: The target is the source, or its format cannot hold the result, or there is no such face.
         ResourceError: It does not fit the memory.
     """
-    run = run or FaceRun()
-    started, clock = timestamp(), time.perf_counter()
+    return finish(face_stages(network, source, target, run or FaceRun(), known=known, sheet=sheet), Listener(on_progress))
+
+
+def face_stages(
+    network: RestorationNetwork,
+    source: Path,
+    target: Path,
+    run: FaceRun,
+    *,
+    known: Sequence[Face] | None = None,
+    sheet: Path | None = None,
+) -> Stages[FaceOutcome]:
+    """What `restore_faces_file` does, with pauses before and after the networks run, where the picture needs little memory.
+
+    Args:
+        network, source, target, run, known, sheet: As of `restore_faces_file`.
+
+    Raises:
+        HybridError: As `restore_faces_file`.
+    """
+    started, clock = timestamp(), Stopwatch()
     check_target(source, target, RunSettings(overwrite=run.overwrite, save=run.save))
     check_sheet(sheet, source, target, overwrite=run.overwrite)
     info = probe(source)
@@ -132,12 +151,20 @@ def restore_faces_file(
     if size[0] * size[1] > MOST_RESULT_PIXELS:
         raise RequestError(f"The result would have {size[0]} x {size[1]} pixels.", hint="Give a smaller --scale.")
     check_memory(network, info, size, run.memory)
-    picture = read_picture(source, max_pixels=run.max_pixels)
+    apart = can_wait(info, size, run.memory)
+    picture = read_picture(source, max_pixels=run.max_pixels) if apart else None
+    with clock.stopped():
+        tell = yield
+    if picture is None:
+        picture = read_picture(source, max_pixels=run.max_pixels)
     if run.aligned:
         result = restore_aligned(network, picture, run.settings)
     else:
         background = _background(picture, run)
-        result = restore_faces(network, picture, run.settings, background=background, known=known, on_progress=on_progress)
+        result = restore_faces(network, picture, run.settings, background=background, known=known, on_progress=tell.progress)
+    if apart:
+        with clock.stopped():
+            yield
     notes = notes_on(result, face_size(network))
     record = make_record(network, source, target, "face", "", started, _told(result, run, notes, size))
     record = replace(record, figures=_figures(result))
@@ -152,7 +179,7 @@ def restore_faces_file(
             written.append(sheet)
         said = (*picture.metadata.notes, *write_picture(target, result.picture, options))
         written.append(target)
-        seconds = time.perf_counter() - clock
+        seconds = clock.seconds
         write_record(replace(record, seconds=round(seconds, 3), notes=(*record.notes, *said)), target)
     except BaseException:
         for path in written:

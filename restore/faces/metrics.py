@@ -82,7 +82,7 @@ class FeatureStatistics:
     number: int
 
 
-def feature_statistics(features: NDArray) -> FeatureStatistics:
+def feature_statistics(features: np.ndarray) -> FeatureStatistics:
     """Statistics of features (N, D), N at least 2; the covariance divides by N - 1.
 
     Raises:

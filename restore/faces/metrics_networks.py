@@ -65,6 +65,10 @@ class _Convolution(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
+_Step = tuple[str, int, Edges, Edges]
+"""Name, outputs, kernel and padding of a convolution."""
+
+
 class _Branches(nn.Module):
     """Branches side by side, each a chain of convolutions by published name; `forks` end in two, and pooling stands beside them.
 
@@ -79,9 +83,9 @@ class _Branches(nn.Module):
     def __init__(
         self,
         inputs: int,
-        chains: tuple[tuple[tuple, ...], ...],
+        chains: tuple[tuple[_Step, ...], ...],
         *,
-        forks: dict[str, tuple[tuple, ...]] | None = None,
+        forks: dict[str, tuple[_Step, ...]] | None = None,
         pooled: int = 0,
         pool: str = "mean",
     ) -> None:
@@ -131,7 +135,7 @@ def _middle(width: int) -> _Branches:
 
 
 def _large(inputs: int, pool: str) -> _Branches:
-    def fork(name: str) -> tuple[tuple, ...]:
+    def fork(name: str) -> tuple[_Step, ...]:
         return (f"{name}a", 384, (1, 3), (0, 1)), (f"{name}b", 384, (3, 1), (1, 0))
 
     chains = (

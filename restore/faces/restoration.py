@@ -226,7 +226,7 @@ def enlarged_background(picture: Picture, size: tuple[int, int]) -> Picture:
     return Picture(colour, alpha, picture.metadata)
 
 
-def enlarged_plane(plane: NDArray, size: tuple[int, int]) -> NDArray:
+def enlarged_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Alpha (H, W) at another size."""
     unit = np.clip(resize(to_unit(plane)[..., None], size, "bicubic", antialias=True), 0, 1)
     return from_unit(unit[..., 0], plane.dtype)

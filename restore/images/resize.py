@@ -27,7 +27,7 @@ _KERNEL_SUPPORT = 4.0
 _BLOCK_VALUES = 2**21  # float64 values that a pass holds at once: 16 MiB, whatever the size of the picture
 
 
-def imresize(image: NDArray, scale: float, mode: Mode = "double", antialias: bool = True) -> NDArray:
+def imresize(image: np.ndarray, scale: float, mode: Mode = "double", antialias: bool = True) -> np.ndarray:
     """Resize by one factor along both axes, height first.
 
     Args:
@@ -58,7 +58,7 @@ def imresize(image: NDArray, scale: float, mode: Mode = "double", antialias: boo
     return image
 
 
-def downscale(image: NDArray[np.uint8], factor: int, mode: Mode = "uint8") -> NDArray:
+def downscale(image: NDArray[np.uint8], factor: int, mode: Mode = "uint8") -> np.ndarray:
     """The low-resolution image of the super-resolution protocol: ``imresize(image, 1 / factor)``.
 
     Args:
@@ -74,7 +74,7 @@ def downscale(image: NDArray[np.uint8], factor: int, mode: Mode = "uint8") -> ND
     return imresize(image, 1 / factor, mode)
 
 
-def mod_crop(image: NDArray, multiple: int) -> NDArray:
+def mod_crop(image: np.ndarray, multiple: int) -> np.ndarray:
     """Cut bottom and right so that height and width are multiples of `multiple`; a view of the input.
 
     Raises:
@@ -92,12 +92,12 @@ def mod_crop(image: NDArray, multiple: int) -> NDArray:
     return image[:height, :width]
 
 
-def round_to_uint8(values: NDArray) -> NDArray[np.uint8]:
+def round_to_uint8(values: np.ndarray) -> NDArray[np.uint8]:
     """Values of any shape to the nearest integer, halves up as MATLAB does (NumPy rounds them to even), clipped to 0..255."""
     return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
 
 
-def _check(image: NDArray, scale: float, mode: str) -> None:
+def _check(image: np.ndarray, scale: float, mode: str) -> None:
     if mode not in MODES:
         raise RequestError(f"Unknown resize mode {mode!r}.", hint=f"Choose one of {', '.join(MODES)}.")
     if not (math.isfinite(scale) and scale > 0):
@@ -146,7 +146,7 @@ def _inside(taps: NDArray[np.int64], length: int, edge: str) -> NDArray[np.int64
     return np.where(folded < length, folded, 2 * length - 1 - folded)
 
 
-def _resize_axis(image: NDArray, weights: csr_array, axis: int, *, to_uint8: bool) -> NDArray:
+def _resize_axis(image: np.ndarray, weights: csr_array, axis: int, *, to_uint8: bool) -> np.ndarray:
     """One pass along `axis`, in blocks of columns so that only a block is float64 at a time."""
     moved = np.moveaxis(image, axis, 0)
     columns = moved.reshape(moved.shape[0], -1)

@@ -47,7 +47,9 @@ class RestorationNetwork(families.Network):
         """A tile of smooth shapes, edges and a little noise; see `hybrid.precision.check`."""
         parameters = sum(p.numel() for p in self.parameters())
         fitting = isqrt(round(TRIAL_COST / max(1, parameters))) // 32 * 32
-        side = min(self.card.face_size, FACE_TRIAL_SIDE) or min(max(TRIAL_SIDES[0], fitting), TRIAL_SIDES[1])
+        side = (
+            self.card.fixed_size or min(self.card.face_size, FACE_TRIAL_SIDE) or min(max(TRIAL_SIDES[0], fitting), TRIAL_SIDES[1])
+        )
         low, high = self.card.value_range
         x = low + (high - low) * sample((side, side), self.card.channels)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isqrt, lcm
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,11 @@ from hybrid.blocks.resampling import in_strips, strip_rows
 from hybrid.blocks.split_windows import SplitWindowAttention
 from hybrid.blocks.transposed import STRIP_PIXELS, GatedFeedForward, TransposedCrossAttention
 from hybrid.cards import ModelCard
-from hybrid.families import build_from, create_from
+from hybrid.families import create_from
 from hybrid.initialisation import initialise_linears
 from hybrid.weights.keys import KeyMap
-from restore.models.base import Family, RestorationNetwork
-from restore.models.published import count_numbered, picture_mean
+from restore.models.base import Family
+from restore.models.published import WindowNetwork, build_windows, count_numbered, picture_mean
 
 TAIL_HALO = 2
 """Rows of context that the tail needs: one for each 3x3 convolution."""
@@ -137,7 +138,7 @@ class ResidualGroup(nn.Module):
         return accumulate(to_tokens(self.conv(to_image(stage))), x)
 
 
-class CRAFT(RestorationNetwork):
+class CRAFT(WindowNetwork):
     """The whole network. Takes and returns (B, C, H, W) float32 in [0, 1], enlarged by `config.scale`."""
 
     def __init__(self, config: CRAFTConfig) -> None:
@@ -244,12 +245,25 @@ def read_config(state: Mapping[str, Tensor]) -> CRAFTConfig:
     return replace(config, split_size=(rows, columns))
 
 
+def build(state: Mapping[str, Tensor], **options: Any) -> CRAFT:
+    """CRAFT for a checkpoint.
+
+    `options`: `img_range`; `qk_scale`, the factor on products of queries and keys; `split_size`, rows and columns of the
+    windows, or each by its published name, `split_size_0` and `split_size_1`.
+    """
+    told = read_config(state)
+    rows, columns = options.pop("split_size", told.split_size)
+    options["split_size"] = (options.pop("split_size_0", rows), options.pop("split_size_1", columns))
+    return build_windows(CRAFT, lambda _: told)(state, **options)
+
+
 FAMILY = Family(
     name="craft",
     matches=matches,
-    build=build_from(CRAFT, read_config),
+    build=build,
     create=create_from(CRAFT, CRAFTConfig),
-    options=("img_range", "split_size"),  # which a file that was stripped of its tables does not tell
+    # A file that was stripped of its tables does not tell the split.
+    options=("img_range", "split_size", "split_size_0", "split_size_1", "qk_scale"),
     keys=KEYS,
     derived=("relative_position_index_[hv]", "biases_[hv]"),
 )

@@ -23,11 +23,11 @@ from hybrid.blocks.resampling import in_strips, strip_rows, sub_pixel_stages
 from hybrid.blocks.swin import SwinBlock
 from hybrid.blocks.windows import group_rows
 from hybrid.cards import ModelCard
-from hybrid.families import build_from, create_from
+from hybrid.families import create_from
 from hybrid.initialisation import initialise_linears
 from hybrid.weights.keys import KeyMap
-from restore.models.base import Family, RestorationNetwork
-from restore.models.published import count_numbered, picture_mean, refuse_absolute_positions
+from restore.models.base import Family
+from restore.models.published import AbsolutePositions, WindowNetwork, build_windows, count_numbered, picture_mean, read_positions
 
 BLOCKS = 5
 """Swin blocks of a group."""
@@ -50,6 +50,7 @@ class DRCTConfig:
         window: Window edge. shifted: Whether the second and the fourth block roll the grid by half a window.
         img_range: Factor on the mean-free input; not in a file.
         drop_path: Rate of stochastic depth, in training; not in a file.
+        positions: Edge of the one picture size of a network with an absolute position embedding; 0 for any size.
     """
 
     in_channels: int = 3
@@ -65,6 +66,7 @@ class DRCTConfig:
     scale: int = 4
     img_range: float = 1.0
     drop_path: float = 0.0
+    positions: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -115,7 +117,7 @@ class DenseGroup(nn.Module):
                     tokens[:, dim : dim + new.shape[1]].index_copy_(0, rows, F.leaky_relu_(new, 0.2))
 
 
-class DRCT(RestorationNetwork):
+class DRCT(WindowNetwork):
     """The whole network. Takes and returns (B, C, H, W) float32 in [0, 1], enlarged by `config.scale`."""
 
     def __init__(self, config: DRCTConfig) -> None:
@@ -125,6 +127,8 @@ class DRCT(RestorationNetwork):
         self.register_buffer("mean", picture_mean(channels), persistent=False)
         self.conv_first = nn.Conv2d(channels, dim, 3, padding=1)
         self.embed_norm = nn.LayerNorm(dim) if config.patch_norm else nn.Identity()
+        self.positions = AbsolutePositions(config.positions, dim) if config.positions else nn.Identity()
+        self.open_sides = not config.positions
         # Published rates rise over six blocks a group, of which the first rate serves the whole group.
         steps = max(1, 6 * len(config.heads) - 1)
         self.groups = nn.Sequential(
@@ -144,7 +148,7 @@ class DRCT(RestorationNetwork):
         assert isinstance(self.mean, Tensor)
         x = ((x - self.mean) * self.config.img_range).to(memory_format=torch.channels_last)
         shallow = self.conv_first(x)
-        deep = self._groups(self.embed_norm(to_tokens(shallow)))
+        deep = self._groups(self.positions(self.embed_norm(to_tokens(shallow))))
         rows = strip_rows(TAIL_PIXELS, x.shape[-1], self.config.window)
         return in_strips(self._reconstruct, to_image(deep), shallow, scale=self.config.scale, halo=TAIL_HALO, rows=rows)
 
@@ -184,6 +188,7 @@ def _card(config: DRCTConfig) -> ModelCard:
         channels=config.in_channels,
         multiple=config.window,
         overlap=2 * config.window,
+        fixed_size=config.positions,
         global_context=False,
         activation_floats=round(1.1 * (widest + config.embed_dim + 16 + 2 * outputs)),
         working_floats=max(8 * CHUNK_TOKENS * widest, 14 * TAIL_PIXELS * TAIL_FEATURES * config.scale**2),
@@ -201,6 +206,7 @@ def _block_keys(k: int) -> tuple[tuple[str, str], ...]:
 
 
 KEYS = KeyMap(
+    ("absolute_pos_embed", "positions.table"),
     ("patch_embed.norm.", "embed_norm."),
     *(pair for k in range(BLOCKS) for pair in _block_keys(k)),
     ("conv_before_upsample.0.", "conv_before_upsample."),
@@ -218,9 +224,9 @@ def read_config(state: Mapping[str, Tensor]) -> DRCTConfig:
     """The configuration that a state dict under published keys tells by its names and shapes.
 
     Raises:
-        WeightsError: The checkpoint uses an absolute position embedding, which works at one input size only.
+        ValueError: Positions of an absolute embedding are no square.
     """
-    refuse_absolute_positions(state, "DRCT")
+    positions = read_positions(state)
     blocks = [f"swin{k + 1}." for k in range(BLOCKS)]
     tables = [
         [state[f"layers.{g}.{block}attn.relative_position_bias_table"] for block in blocks]
@@ -230,27 +236,29 @@ def read_config(state: Mapping[str, Tensor]) -> DRCTConfig:
     # Files hold the masks of shifted windows unless the training patch was one window; a file without any computed
     # table was stripped of them, and tells nothing.
     masks, indices = (any(key.endswith(name) for key in state) for name in ("attn_mask", "relative_position_index"))
+    window = (isqrt(len(tables[0][0])) + 1) // 2
     return DRCTConfig(
         in_channels=state["conv_first.weight"].shape[1],
         embed_dim=state["conv_first.weight"].shape[0],
         growth=len(state["layers.0.adjust1.weight"]),
         heads=tuple(tuple(table.shape[1] for table in group) for group in tables),
         mlp_widths=tuple(len(state[f"layers.0.{block}mlp.fc1.weight"]) for block in blocks),
-        window=(isqrt(len(tables[0][0])) + 1) // 2,
-        shifted=masks or not indices,
+        window=window,
+        shifted=positions > window if positions else masks or not indices,
         qkv_bias="layers.0.swin1.attn.qkv.bias" in state,
         patch_norm="patch_embed.norm.weight" in state,
         body_convolution="conv_after_body.weight" in state,
         scale=prod(isqrt(shape[0] // shape[1]) for shape in stages),
+        positions=positions,
     )
 
 
 FAMILY = Family(
     name="drct",
     matches=matches,
-    build=build_from(DRCT, read_config),
+    build=build_windows(DRCT, read_config),
     create=create_from(DRCT, DRCTConfig),
-    options=("img_range", "shifted", "drop_path"),
+    options=("img_range", "shifted", "drop_path", "qk_scale"),
     keys=KEYS,
     derived=("*.attn_mask", "*.relative_position_index"),
 )

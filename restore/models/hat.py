@@ -21,11 +21,11 @@ from hybrid.blocks.feedforward import FeedForward, StochasticDepth
 from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.resampling import in_strips, strip_rows, sub_pixel_stages
 from hybrid.cards import ModelCard
-from hybrid.families import build_from, create_from
+from hybrid.families import create_from
 from hybrid.initialisation import initialise_linears
 from hybrid.weights.keys import KeyMap
-from restore.models.base import Family, RestorationNetwork
-from restore.models.published import count_numbered, picture_mean, refuse_absolute_positions
+from restore.models.base import Family
+from restore.models.published import AbsolutePositions, WindowNetwork, build_windows, count_numbered, picture_mean, read_positions
 
 PUBLISHED_CONV_SCALE = 0.01
 TAIL_HALO = 4
@@ -46,6 +46,7 @@ class HATConfig:
         img_range: Factor on the mean-free input; not in a file.
         img_size: Training patch; not in a file. Shifting is off when it does not exceed the window.
         drop_path: Rate of stochastic depth at the last block, in training; not in a file.
+        positions: Edge of the one picture size of a network with an absolute position embedding; 0 for any size.
     """
 
     in_channels: int = 3
@@ -66,6 +67,7 @@ class HATConfig:
     img_range: float = 1.0
     img_size: int = 64
     drop_path: float = 0.0
+    positions: int = 0
 
 
 class ConvolutionBranch(nn.Module):
@@ -139,7 +141,7 @@ class ResidualGroup(nn.Module):
         return accumulate(to_tokens(self.conv(to_image(self.overlap(self.blocks(x))))), x)
 
 
-class HAT(RestorationNetwork):
+class HAT(WindowNetwork):
     """The whole network. Takes and returns (B, C, H, W) float32 in [0, 1], enlarged by `config.scale`."""
 
     def __init__(self, config: HATConfig) -> None:
@@ -149,6 +151,8 @@ class HAT(RestorationNetwork):
         self.register_buffer("mean", picture_mean(channels), persistent=False)
         self.conv_first = nn.Conv2d(channels, dim, 3, padding=1)
         self.embed_norm = nn.LayerNorm(dim) if config.patch_norm else nn.Identity()
+        self.positions = AbsolutePositions(config.positions, dim) if config.positions else nn.Identity()
+        self.open_sides = not config.positions
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").split(list(config.depths))
         self.groups = nn.Sequential(
             *[
@@ -170,7 +174,7 @@ class HAT(RestorationNetwork):
         assert isinstance(self.mean, Tensor)
         x = ((x - self.mean) * self.config.img_range).to(memory_format=torch.channels_last)
         shallow = self.conv_first(x)
-        deep = self.norm(self.groups(self.embed_norm(to_tokens(shallow))))
+        deep = self.norm(self.groups(self.positions(self.embed_norm(to_tokens(shallow)))))
         body = accumulate(self.conv_after_body(to_image(deep)), shallow)
         rows = strip_rows(TAIL_PIXELS, x.shape[-1], self.config.window)
         return in_strips(self._reconstruct, body, scale=self.config.scale, halo=TAIL_HALO, rows=rows)
@@ -207,6 +211,7 @@ def _card(config: HATConfig) -> ModelCard:
         channels=config.in_channels,
         multiple=config.window,
         overlap=2 * config.window,
+        fixed_size=config.positions,
         global_context=True,
         activation_floats=9 * config.embed_dim + 2 * config.in_channels * config.scale**2,
         working_floats=8 * STRIP_TOKENS * config.embed_dim,
@@ -216,6 +221,7 @@ def _card(config: HATConfig) -> ModelCard:
 _BLOCK, _OUR_BLOCK = "layers.{}.residual_group.blocks.{}.", "groups.{}.blocks.{}."
 _OVERLAP, _OUR_OVERLAP = "layers.{}.residual_group.overlap_attn.", "groups.{}.overlap."
 KEYS = KeyMap(
+    ("absolute_pos_embed", "positions.table"),
     ("patch_embed.norm.", "embed_norm."),
     (_BLOCK + "attn.relative_position_bias_table", _OUR_BLOCK + "attention.bias.table"),
     (_BLOCK + "attn.", _OUR_BLOCK + "attention."),
@@ -248,9 +254,9 @@ def read_config(state: Mapping[str, Tensor]) -> HATConfig:
     """The configuration that a state dict under published keys tells by its names and shapes.
 
     Raises:
-        WeightsError: The checkpoint uses an absolute position embedding, which works at one input size only.
+        ValueError: Positions of an absolute embedding are no square.
     """
-    refuse_absolute_positions(state, "HAT")
+    positions = read_positions(state)
     groups = count_numbered(state, "layers.")
     group = "layers.{}.residual_group."
     tables = [state[group.format(g) + "overlap_attn.relative_position_bias_table"] for g in range(groups)]
@@ -272,15 +278,16 @@ def read_config(state: Mapping[str, Tensor]) -> HATConfig:
         patch_norm="patch_embed.norm.weight" in state,
         group_convolution="conv_after_body.weight" in state,
         scale=prod(isqrt(shape[0] // shape[1]) for shape in stages),
+        **({"img_size": positions, "positions": positions} if positions else {}),
     )
 
 
 FAMILY = Family(
     name="hat",
     matches=matches,
-    build=build_from(HAT, read_config),
+    build=build_windows(HAT, read_config),
     create=create_from(HAT, HATConfig),
-    options=("conv_scale", "img_range", "img_size", "drop_path"),
+    options=("conv_scale", "img_range", "img_size", "drop_path", "qk_scale"),
     keys=KEYS,
     derived=("relative_position_index_SA", "relative_position_index_OCA"),
 )

@@ -8,7 +8,8 @@ columns. The names of the parameters are the published ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,10 @@ from hybrid.blocks.chunks import accumulate
 from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.normalisation import instance_norm
 from hybrid.cards import ModelCard
-from hybrid.families import build_from, create_from
+from hybrid.families import create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
-from restore.models.multi_output import Heads, SeveralOutputs, SupervisedAttention, count_heads
+from restore.models.multi_output import Heads, SeveralOutputs, SupervisedAttention, count_heads, training_size
 
 SLOPE = 0.2
 """Of the leaky activations."""
@@ -219,11 +220,24 @@ def read_config(state: Mapping[str, Tensor]) -> HINetConfig:
     )
 
 
+def build(state: Mapping[str, Tensor], **options: Any) -> HINet:
+    """HINet for a checkpoint.
+
+    `options`: `combine_heads`; `tlc_train_size`, as NAFNet takes it, which changes nothing: HINet has no means over the picture
+    that could be local, and its published class with local means (MHHINetLocal) is the same network.
+
+    Raises:
+        ValueError: `tlc_train_size` is no size.
+    """
+    training_size(options.pop("tlc_train_size", None))
+    return HINet(replace(read_config(state), **options))
+
+
 FAMILY = Family(
     name="hinet",
     matches=matches,
-    build=build_from(HINet, read_config),
+    build=build,
     create=create_from(HINet, HINetConfig),
-    options=("combine_heads",),
+    options=("combine_heads", "tlc_train_size"),
     keys=KEYS,
 )

@@ -37,7 +37,8 @@ class MIRNetConfig:
     Attributes:
         in_channels: Of the pictures. features: Channels C of the first row.
         groups: Recursive residual groups. blocks: Multi-scale blocks of a group.
-        rows: Resolutions of a block. columns: Times that each row's unit runs; told by the copies in a file, if it has them.
+        rows: Resolutions of a block. columns: Times that each row's unit runs; told by the copies in a file, if it has them. A
+            single unit has none: then, as of a file without copies, it is as published.
     """
 
     in_channels: int = 3
@@ -175,6 +176,7 @@ _FUSION = [("conv_du.0.", "squeeze."), ("conv_du.1.", "activation."), ("fcs.{}."
 _RESIZERS = [("last_up.{}.", [*_RESIZER, ("top.4.", "project.")]), ("up.{}_{}.", [*_RESIZER, ("top.4.", "project.")])]
 _RESIZERS += [("down.{}_{}.", [*_RESIZER, ("top.5.", "project.")])]
 _SLOPE = "body.0.body.0.blocks.0.0.body.1.weight"
+_SLOPE_COPY = re.compile(r"\.blocks\.\d+\.\d+\.body\.1\.weight$")
 KEYS = KeyMap(
     (_SLOPE, "slope"),
     *((f"{_STEP}blocks.{{}}.0.{theirs}", f"{_OUR_STEP}units.{{}}.{ours}") for theirs, ours in _UNIT),
@@ -207,8 +209,10 @@ def read_config(state: Mapping[str, Tensor]) -> MIRNetConfig:
         blocks=len({key.split(".")[3] for key in state if re.match(r"body\.0\.body\.\d+\.blocks\.", key)}),
         rows=count_numbered(state, "body.0.body.0.blocks."),
     )
-    # A file without the copies, as we write it, has the first column alone, whatever the number of columns.
-    return replace(config, columns=columns) if columns > 1 else config
+    # A file without the copies, as we write it, has the first column alone, whatever the number of columns. Copies of the slope
+    # under other units' names say that this is none, and that there is no second column to copy.
+    copies = any(_SLOPE_COPY.search(key) for key in state if key != _SLOPE)
+    return replace(config, columns=columns) if columns > 1 or copies else config
 
 
 def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -220,7 +224,7 @@ def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kept, odd = {}, []
     for key, tensor in state.items():
         original = re.sub(r"(\.blocks\.\d+)\.\d+\.", r"\1.0.", key)
-        if re.search(r"\.blocks\.\d+\.\d+\.body\.1\.weight$", key):
+        if _SLOPE_COPY.search(key):
             original = _SLOPE
         if original == key or original not in state:
             kept[key] = tensor
@@ -242,5 +246,5 @@ FAMILY = Family(
     options=("columns",),  # which a file without the copies does not tell
     keys=KEYS,
     derived=("*.filt",),  # the blur before decimation
-    without_copies=without_copies,
+    canonical=without_copies,
 )

@@ -326,5 +326,5 @@ FAMILY = Family(
     create=create_from(MPRNet, MPRNetConfig),
     options=("combine_heads",),
     keys=KEYS,
-    without_copies=without_copies,
+    canonical=without_copies,
 )

@@ -113,6 +113,23 @@ class SeveralOutputs(RestorationNetwork):
         self.card = replace(self.card, outputs=self.heads.outputs, pure_outputs=self.heads.pure)
 
 
+def training_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """The option `tlc_train_size`: an edge, or rows and columns, of the training crops; 0 and None stand for none.
+
+    Raises:
+        ValueError: It is neither.
+
+    >>> training_size(256), training_size([24, 40]), training_size(0)
+    ((256, 256), (24, 40), None)
+    """
+    if not size:
+        return None
+    rows, columns = (size, size) if isinstance(size, int) else map(int, size)
+    if min(rows, columns) < 1:
+        raise ValueError(f"a training crop has rows and columns, not {size}")
+    return rows, columns
+
+
 def count_heads(rows: int, channels: int) -> int:
     """Heads of a last convolution by the rows of its weight; 0 where they are no multiple of the image's channels.
 

@@ -8,6 +8,7 @@ columns, C channels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from hybrid.cards import ModelCard
 from hybrid.families import create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family
-from restore.models.multi_output import Heads, SeveralOutputs, count_heads
+from restore.models.multi_output import Heads, SeveralOutputs, count_heads, training_size
 
 DEBLURRING_DEPTHS = (1, 1, 1, 28)
 """Encoder of the published deblurring networks, which are run with local means; those of denoising are not."""
@@ -166,6 +167,7 @@ def _tasks(config: NAFNetConfig) -> tuple[str, ...]:
     return ("deblurring",) if config.encoder_depths == DEBLURRING_DEPTHS else ("denoising",)
 
 
+_BLOCK = re.compile(r"(middle_blks\.\d+|(encoders|decoders)\.\d+\.\d+)\.")
 _PARTS = (("encoders.{}.{}.", "encoders.{}.{}."), ("decoders.{}.{}.", "decoders.{}.{}."), ("middle_blks.{}.", "middle.{}."))
 KEYS = KeyMap(
     *((theirs + "sca.1.", ours + "attention.conv.") for theirs, ours in _PARTS),
@@ -179,9 +181,16 @@ KEYS = KeyMap(
 
 def matches(state: Mapping[str, Tensor]) -> bool:
     """True for NAFNet and Baseline with one output or several."""
-    if not {"intro.weight", "ending.weight", "middle_blks.0.conv1.weight"} <= state.keys():
+    if not {"intro.weight", "ending.weight"} <= state.keys() or _first_block(state) is None:
         return False
     return count_heads(len(state["ending.weight"]), state["intro.weight"].shape[1]) > 0
+
+
+def _first_block(state: Mapping[str, Tensor]) -> str | None:
+    """Where the names of a block begin; levels and the middle may have none. None where there is no block."""
+    ends = ("sca.1.weight", "se.1.weight")
+    found = (_BLOCK.match(key) for key in state if key.endswith(ends))
+    return next((block[0] for block in found if block), None)
 
 
 def read_config(state: Mapping[str, Tensor]) -> NAFNetConfig:
@@ -190,7 +199,7 @@ def read_config(state: Mapping[str, Tensor]) -> NAFNetConfig:
     Whether means are local is not in a file: they are in the networks published for deblurring, at their training size.
     """
     width, channels = state["intro.weight"].shape[:2]
-    levels, block = range(count_numbered(state, "downs.")), "middle_blks.0."
+    levels, block = range(count_numbered(state, "downs.")), _first_block(state) or ""
     depths = tuple(count_numbered(state, f"encoders.{level}.") for level in levels)
     deep = state[block + "conv1.weight"].shape[1]
     return NAFNetConfig(
@@ -213,8 +222,7 @@ def build(state: Mapping[str, Tensor], **options: Any) -> NAFNet:
     `options`: `combine_heads`; `face_size`; `tlc_train_size`, an edge or (rows, columns), 0 for global means.
     """
     if "tlc_train_size" in options:
-        size = options["tlc_train_size"]
-        options["tlc_train_size"] = (size, size) if isinstance(size, int) and size else tuple(size) if size else None
+        options["tlc_train_size"] = training_size(options["tlc_train_size"])
     return NAFNet(replace(read_config(state), **options))
 
 

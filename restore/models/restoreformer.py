@@ -67,10 +67,11 @@ class RestoreFormerConfig:
     Attributes:
         variant: A key of `VARIANTS`; a file tells RestoreFormer++ alone.
         num_heads: Of every attention; None for those of the variant. Not in a file.
-        in_channels: Of the pictures.
+        in_channels: Of the pictures. out_channels: Of the restored ones; None for as many.
         width, multipliers: Channels of the first level, and how many times as many each level has; it halves the sides.
         blocks: Residual blocks of a level of the encoder; the decoder has one more.
-        attention: Levels with attention, counted from 0, beside the middle.
+        attention: Levels with attention, counted from 0, beside the middle. decoder_attention: Those of the decoder, which asks
+            the encoder at each; None for those of the variant.
         latent: Channels that the encoder gives. entries, embed_dim: Number and length of the dictionary's entries.
         groups: Of the norms. Not in a file.
         resolution: Edge of the faces that it was trained on, for its card. Not in a file.
@@ -79,10 +80,12 @@ class RestoreFormerConfig:
     variant: str = "restoreformer"
     num_heads: int | None = None
     in_channels: int = 3
+    out_channels: int | None = None
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 2, 4, 4, 8)
     blocks: int = 2
     attention: tuple[int, ...] = (5,)
+    decoder_attention: tuple[int, ...] | None = None
     latent: int = 256
     entries: int = 1024
     embed_dim: int = 256
@@ -109,8 +112,10 @@ class RestoreFormerConfig:
         return tuple(self.width * times for times in self.multipliers)
 
     @property
-    def decoder_attention(self) -> tuple[int, ...]:
+    def decoder_levels(self) -> tuple[int, ...]:
         """Levels of the decoder with attention, counted from 0."""
+        if self.decoder_attention is not None:
+            return tuple(self.decoder_attention)
         return (min(self.attention) - 1, *self.attention) if self.kind.wider else tuple(self.attention)
 
 
@@ -173,7 +178,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: RestoreFormerConfig) -> None:
         super().__init__()
-        self.kept = config.decoder_attention if config.kind.asks else ()
+        self.asked, self.kept = config.kind.asks, config.decoder_levels if config.kind.asks else ()
         widths, last = config.widths, len(config.widths) - 1
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.levels = nn.ModuleList()
@@ -200,7 +205,7 @@ class Encoder(nn.Module):
         contexts[len(self.levels) - 1] = grid = self.middle.block_1(grid)
         contexts[MIDDLE] = grid = self.middle.block_2(self.middle.attn_1(grid))
         latent = activated_convolution(grid, self.norm_out, self.conv_out)
-        return Encoded(latent, contexts if self.kept else {})
+        return Encoded(latent, contexts if self.asked else {})
 
 
 class Decoder(nn.Module):
@@ -215,10 +220,10 @@ class Decoder(nn.Module):
         for level, width in enumerate(widths):
             row = (widths[min(level + 1, len(widths) - 1)], *[width] * (config.blocks + 1))
             resize = Upsample(width) if level > 0 else None
-            attention = level in config.decoder_attention
+            attention = level in config.decoder_levels
             self.levels.append(Level(config, row, attention=attention, asked=asked, resize=resize))
         self.norm_out = GroupNorm(config.groups, widths[0])
-        self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels or config.in_channels, 3, padding=1)
 
     def forward(self, grid: Tensor, contexts: Mapping[int, Tensor]) -> Tensor:
         """(B, h, w, latent) and what is asked at each level to (B, C, H, W)."""
@@ -301,6 +306,7 @@ def _card(config: RestoreFormerConfig) -> ModelCard:
         value_range=(-1.0, 1.0),
         face_size=config.resolution,
         tasks=("face restoration",) if config.kind.asks else ("coding of sharp faces",),
+        out_channels=config.out_channels or config.in_channels,
     )
 
 
@@ -339,12 +345,13 @@ def read_config(state: Mapping[str, Tensor]) -> RestoreFormerConfig:
     width, channels = state["encoder.conv_in.weight"].shape[:2]
     levels = range(count_numbered(state, "encoder.down."))
     attention = tuple(level for level in levels if f"encoder.down.{level}.attn.0.q.weight" in state)
-    extra = [level for level in levels if level not in attention and f"decoder.up.{level}.attn.0.q.weight" in state]
+    decoder = tuple(level for level in levels if f"decoder.up.{level}.attn.0.q.weight" in state)
     norm = "decoder.mid.attn_1.norm2."
     unused = bool((state[norm + "weight"] == 1).all() and (state[norm + "bias"] == 0).all())
-    return RestoreFormerConfig(
-        variant="restoreformer++" if extra else "rohqd" if unused else "restoreformer",
+    told = RestoreFormerConfig(
+        variant="restoreformer++" if attention and decoder != attention else "rohqd" if unused else "restoreformer",
         in_channels=channels,
+        out_channels=None if (outputs := len(state["decoder.conv_out.weight"])) == channels else outputs,
         width=width,
         multipliers=tuple(len(state[f"encoder.down.{level}.block.0.conv2.weight"]) // width for level in levels),
         blocks=count_numbered(state, "encoder.down.0.block."),
@@ -353,20 +360,28 @@ def read_config(state: Mapping[str, Tensor]) -> RestoreFormerConfig:
         entries=len(state["quantize.embedding.weight"]),
         embed_dim=state["quantize.embedding.weight"].shape[1],
     )
+    return told if told.decoder_levels == decoder else replace(told, decoder_attention=decoder)
 
 
 def build(state: Mapping[str, Tensor], **options: Any) -> RestoreFormer:
     """The network of a checkpoint. `options`: `variant`, `num_heads`, `groups`, `resolution`.
 
     Raises:
-        RequestError: There is no such variant.
+        RequestError: There is no such variant, or neither variant nor heads are said of a layout that no published one has.
         ValueError: The keys are of RestoreFormer++ and the variant is another, or the other way round.
     """
     told = read_config(state)
     variant = options.get("variant", told.variant)
     if variant not in VARIANTS:
         raise RequestError(f"There is no variant {variant!r} of RestoreFormer.", hint=f"Choose one of {', '.join(VARIANTS)}.")
-    if VARIANTS[variant].wider != told.kind.wider:
+    if told.decoder_attention is not None:
+        if not {"variant", "num_heads"} & options.keys():
+            raise RequestError(
+                f"This decoder attends at levels {list(told.decoder_levels)} and its encoder at {list(told.attention)}, as in no "
+                "published RestoreFormer, and a file does not tell how many heads share the channels.",
+                hint="Give num_heads, as it was trained with, or the variant that has as many.",
+            )
+    elif VARIANTS[variant].wider != told.kind.wider:
         whose = "those" if told.kind.wider else "not those"
         raise ValueError(f"its attentions are {whose} of RestoreFormer++, asked for was {variant}")
     return RestoreFormer(replace(told, **options))

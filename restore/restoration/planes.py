@@ -59,11 +59,17 @@ class AnyPlanes:
 
 
 def check_channels(card: ModelCard) -> None:
-    """Refuse networks that do not take one picture, such as those of the two views of a dual-pixel sensor.
+    """Refuse networks that do not take one picture, such as those of the two views of a dual-pixel sensor, or of any size.
 
     Raises:
-        RequestError: It takes neither gray nor RGB, or gives other channels than it takes.
+        RequestError: It takes neither gray nor RGB, gives other channels than it takes, or takes one size alone.
     """
+    if card.fixed_size:
+        raise RequestError(
+            f"{card.title} has an absolute position embedding: it takes {card.fixed_size} x {card.fixed_size} pixels alone, "
+            "and no tiles of a larger picture.",
+            hint="Choose a network without; this one runs from Python: restore.load_model.",
+        )
     if card.channels not in (1, 3) or card.out_channels != card.channels:
         raise RequestError(
             f"{card.title} takes {card.channels} channels and gives {card.out_channels}, not one gray or RGB picture.",

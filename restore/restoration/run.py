@@ -62,6 +62,7 @@ __all__ = [
     "Outcome",
     "RunSettings",
     "Selection",
+    "can_wait",
     "check_size",
     "check_target",
     "describe_plan",
@@ -166,7 +167,7 @@ def file_stages(
     info = probe(source)
     size = _size(network, info, settings)
     check_size(info, target, settings)
-    apart = _can_wait(info, size, settings)
+    apart = can_wait(info, size, settings.memory)
     most = settings.max_pixels or MAX_PIXELS
     picture = read_picture(source, max_pixels=most) if apart else None
     with clock.stopped():
@@ -202,10 +203,10 @@ def file_stages(
     return Outcome(source, target, size, seconds, plan.describe(), said, record.figures)
 
 
-def _can_wait(info: PictureInfo, size: tuple[int, int], settings: RunSettings) -> bool:
+def can_wait(info: PictureInfo, size: tuple[int, int], memory: int | None) -> bool:
     """Whether a picture may lie in memory, and its result be encoded, while the network computes others."""
     samples = (info.channels + info.alpha) * np.dtype(info.dtype).itemsize
-    return settings.memory is None and samples * max(info.width * info.height, size[0] * size[1]) <= BESIDE
+    return memory is None and samples * max(info.width * info.height, size[0] * size[1]) <= BESIDE
 
 
 def _write(

@@ -107,6 +107,17 @@ def test_prefixes_come_off_only_when_all_names_carry_them(tmp_path: Path) -> Non
     assert set(read_checkpoint(save(parallel, tmp_path / "c.pth", "zip")).state) == {"0.weight"}
 
 
+def test_foreign_names_beside_a_network_stay_unless_it_is_that_of_faces(tmp_path: Path) -> None:
+    """So that a loader refuses them."""
+    for prefix in ("vqvae.", "net.", ""):
+        mixed = tensors(prefix) | {"arcface.conv1.weight": torch.ones(1)}
+        assert set(read_checkpoint(save(mixed, tmp_path / "w.pth", "zip")).state) == set(mixed)
+    faces = {f"vqvae.{name}.weight": torch.ones(1) for name in ("quantize.embedding", "encoder.conv_in", "decoder.conv_out")}
+    checkpoint = read_checkpoint(save(faces | {"arcface.conv1.weight": torch.ones(1)}, tmp_path / "w.pth", "zip"))
+    assert set(checkpoint.state) == {name.removeprefix("vqvae.") for name in faces}
+    assert checkpoint.ignored == ("arcface.conv1.weight",)
+
+
 def test_what_is_left_aside_is_named(tmp_path: Path) -> None:
     inner = tensors() | {"_extra": {"a": 1}, "version": 2}
     checkpoint = read_checkpoint(save({"epoch": 1, "params_ema": inner, "params": noise()}, tmp_path / "w.pth", "zip"))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from hybrid.blocks.convolution import convolve
+from hybrid.blocks.convolution import added_over_row_strips, convolve, in_row_strips
 from hybrid.blocks.cross_d import CrossDConv
 
 
@@ -95,3 +95,28 @@ def test_when_onednn_is_asked(shape: tuple[int, ...], kernel: int, asked: bool) 
         with torch.backends.mkldnn.flags(enabled=False):  # the user says no
             convolve(x, weight)
     assert watch.asked == asked
+
+
+@pytest.mark.parametrize("onto", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 23, 5, 4), (2, 12, 3, 3, 4)])
+def test_strips_added_in_place_are_the_whole(shape: tuple[int, ...], onto: torch.dtype) -> None:
+    """A step that looks two rows up and down, and must see the rows as they were before any strip was added."""
+
+    def step(x: Tensor) -> Tensor:
+        rows = F.pad(x, [0, 0] * (x.ndim - 2) + [2, 2])
+        return rows[:, :-4] + 3 * rows[:, 4:]
+
+    x = numbers(*shape).to(onto)
+    wanted = x + step(x)
+    with torch.inference_mode():
+        grid = x.clone()
+        assert added_over_row_strips(step, grid, halo=2, pixels=1) is grid
+        assert torch.equal(grid, wanted)
+    assert torch.equal(added_over_row_strips(step, x, halo=2, pixels=1), wanted)
+
+
+def test_strips_have_the_type_of_the_step() -> None:
+    x = numbers(1, 23, 5, 4)
+    with torch.inference_mode():
+        for pixels in (1, 10**6):
+            assert in_row_strips(lambda strip: strip.bfloat16(), x, halo=1, pixels=pixels).dtype == torch.bfloat16

@@ -57,5 +57,5 @@ def test_gradient(chunks: None) -> None:
 def test_applied_in_place_with_a_skip_and_a_slope(dtype: torch.dtype, chunks: None) -> None:
     x, skip = grid((2, 6, 4, 8)).to(dtype), grid((2, 6, 4, 8), offset=0.0).to(dtype)
     wanted = F.leaky_relu(expected(x) + skip.double(), 0.01)
-    assert apply_affine(x, moments(x), out=x, plus=skip, slope=0.01) is x
+    assert apply_affine(x, moments(x), out=x, plus=skip, activation=lambda y: F.leaky_relu_(y, 0.01)) is x
     torch.testing.assert_close(x.double(), wanted, atol=2e-5 if dtype == torch.float32 else 2e-2, rtol=0)

@@ -15,10 +15,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from hybrid.batch.work import Tell
 from hybrid.errors import OutputError
 from hybrid.records import sha256_file
 from medical.files.inputs import Job
-from medical.restoration.files import restore_file
+from medical.restoration.files import FileSettings, restore_file, restore_stages
 from medical.restoration.loading import load_restorer
 from medical.restoration.run import restore
 from medical.volumes import nifti_writing
@@ -254,3 +255,32 @@ def test_info_of_a_restorer(weights: Path) -> None:
     assert said.code == 0, said.err
     assert "restores    slices across the longest edge of their voxels, restored with 2 neighbours beside them" in said.out
     assert "MR; RAS, trained on pixels of 1 to 1 mm" in said.out and "0 to percentile 99 as 0 to 1" in said.out
+
+
+def test_reading_and_writing_beside_the_computing_of_others_changes_nothing(tmp_path: Path, brighter: Path) -> None:
+    """With a bound on memory each scan is read, computed and written before the next."""
+    for seed, name in enumerate("abcd"):
+        scan(tmp_path / "in" / f"{name}.nii.gz", values() + seed)
+    bad = tmp_path / "in" / "b.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:200])
+    made = []
+    for out, more in ((tmp_path / "beside", ()), (tmp_path / "alone", ("--memory", "16GB"))):
+        said = restored(tmp_path / "in", "-o", out, "--weights", brighter, *more)
+        assert said.code == 1 and "b.nii.gz" in said.err
+        made.append({name: data for name, data in files(out).items() if name.endswith((".nii.gz", ".png"))})
+        assert not [name for name in files(out) if Path(name).name.startswith(".")]
+    assert made[0] == made[1] and len(made[0]) == 6
+
+
+def test_a_scan_given_up_at_a_pause_leaves_nothing(tmp_path: Path, brighter: Path) -> None:
+    restorer, source = load_restorer(brighter, device="cpu"), scan(tmp_path / "a.nii.gz", values())
+    out = tmp_path / "out"
+    out.mkdir()
+    for pauses in (1, 2):
+        stages = restore_stages(restorer, Job((source,), out / "a.nii.gz"), FileSettings(), on_start=lambda *told: None)
+        next(stages)
+        if pauses == 2:
+            stages.send(Tell())
+            assert any(out.iterdir())
+        stages.close()
+        assert not any(out.iterdir())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hybrid.errors import RequestError, WeightsError
 from hybrid.training.start import start_from
@@ -103,6 +104,57 @@ def test_configuration_is_read_from_names_and_shapes(name: str, options: dict, t
     assert type(loaded) is type(network) and loaded.config == network.config
     for key, value in network.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_one_channel_is_repeated_to_three(dims: int) -> None:
+    network = made(in_channels=3, spatial_dims=dims)
+    x = torch.rand(2, 1, *(20, 24, 18)[:dims], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(network(x), network(torch.cat([x, x, x], 1)))
+        for channels in (2, 4):
+            with pytest.raises(ValueError, match=r"takes \(B, 3, "):
+                network(torch.cat([x] * channels, 1))
+        with pytest.raises(ValueError, match=r"takes \(B, 2, "):
+            made(spatial_dims=dims)(x)
+        assert made(in_channels=1, spatial_dims=dims)(x).shape == (2, 5)
+
+
+def plain_classifier(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """A ResNet of basic blocks by torchvision's names, made of plain 3-D convolutions, which each pad by half of their kernel."""
+
+    def step(name: str, number: str, x: Tensor, stride: int) -> Tensor:
+        conv, norm = (f"{name}{part}{number}" for part in (("conv", "bn") if number else ("0", "1")))
+        kernel, moments = state[f"{conv}.weight"], (state[f"{norm}.running_{part}"] for part in ("mean", "var"))
+        y = functional.conv3d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+        return functional.batch_norm(y, *moments, state[f"{norm}.weight"], state[f"{norm}.bias"])
+
+    x = functional.max_pool3d(step("", "1", x, 2).relu(), 3, 2, 1)
+    stage, block = 1, 0
+    while f"layer{stage}.{block}.conv1.weight" in state:
+        name, stride = f"layer{stage}.{block}.", 2 if stage > 1 and block == 0 else 1
+        y = step(name, "2", step(name, "1", x, stride).relu(), 1)
+        shortcut = f"{name}downsample."
+        x = (y + (step(shortcut, "", x, stride) if f"{shortcut}0.weight" in state else x)).relu()
+        stage, block = (stage, block + 1) if f"layer{stage}.{block + 1}.conv1.weight" in state else (stage + 1, 0)
+    return functional.linear(x.mean((2, 3, 4)), state["fc.weight"], state["fc.bias"])
+
+
+def test_classifiers_of_volumes_made_of_plain_convolutions_load(tmp_path: Path) -> None:
+    """As the authors' evaluation scripts make them of one of slices: kernels are ``X.weight``, and there are no predictors."""
+    slices = published(made(in_channels=3, depths=(1, 2)))
+    plain = {name.replace("weights_3d", "weight"): value for name, value in slices.items() if "rotation" not in name}
+    loaded = load_model(saved(plain, tmp_path / "x.pth"), device="cpu")
+    assert loaded.card.spatial_dims == 3 and isinstance(loaded, CrossDResNet)
+    x = torch.rand(2, 3, 21, 32, 25, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(x), plain_classifier(plain, x), atol=1e-5, rtol=1e-5)
+    less = {name: value for name, value in plain.items() if name != "layer2.1.conv2.weight"}
+    with pytest.raises(WeightsError, match="missing"):
+        load_model(saved(less, tmp_path / "less.pth"), device="cpu")
+    single = plain | {"conv1.weight": plain["conv1.weight"][:, :1]}  # another's: published ones take three channels
+    with pytest.raises(WeightsError, match="belong to no supported network"):
+        load_model(saved(single, tmp_path / "single.pth"), device="cpu")
 
 
 def test_training_checkpoints_load(tmp_path: Path) -> None:

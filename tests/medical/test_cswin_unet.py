@@ -259,6 +259,26 @@ def test_wrapped_files(prefix: str, tmp_path: Path) -> None:
     assert all(torch.equal(loaded.state_dict()[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("make", [slices, volumes])
+def test_projections_without_biases(make: Callable[[], CSWinUNet | CSWinUNet3D], tmp_path: Path) -> None:
+    """Are those whose biases are zero; a file that lacks a single one is incomplete."""
+    network = make()
+    biases = {KEYS.to_published(key): value for key, value in network.state_dict().items() if key.endswith("qkv.bias")}
+    assert len(biases) >= 4
+    state = {key: value for key, value in in_file(network).items() if key not in biases}
+    x = torch.rand(1, network.card.in_channels, *(32, 48, 8)[: network.card.spatial_dims])
+
+    def run(state: dict[str, Tensor]) -> Tensor:
+        with torch.inference_mode():
+            return load_model(saved(state, tmp_path / "x.pth"), device="cpu", **network.options())(x)
+
+    assert torch.equal(run(state), run(state | {key: torch.zeros_like(value) for key, value in biases.items()}))
+    assert not torch.allclose(run(state), run(state | biases), atol=1e-3)
+    first = next(iter(biases))
+    with pytest.raises(WeightsError, match="1 missing"):
+        run(state | {key: value for key, value in biases.items() if key != first})
+
+
 def test_splits_are_another_network(tmp_path: Path) -> None:
     """No file tells them, so one that differs must be given."""
     network, x = slices(), torch.rand(1, 3, 64, 48)

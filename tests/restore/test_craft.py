@@ -113,6 +113,16 @@ def test_window_of_a_stripped_file_can_be_given(case, state, tmp_path) -> None:
     assert load_model(path, device="cpu", split_size=(3, 8)).card.multiple == 24
 
 
+def test_window_can_be_given_by_its_published_names(case, state, tmp_path) -> None:
+    path = saved(state, tmp_path / "x.pth")
+    expected = run(path, case, split_size=(2, 8))
+    assert torch.equal(run(path, case, split_size_0=2, split_size_1=8), expected)
+    assert torch.equal(run(path, case, split_size_0=np.int64(2), split_size_1=np.int64(8)), expected)
+    assert torch.equal(run(path, case, split_size=np.array([2, 8])), expected)
+    assert torch.equal(run(path, case, split_size_0=2), run(path, case, split_size=(2, 16)))
+    assert not torch.allclose(expected, run(path, case), atol=0.01)
+
+
 def test_names_are_those_of_the_published_file(state) -> None:
     network = FAMILY.build(state)
     assert {KEYS.to_published(key) for key in network.state_dict()} == set(state)

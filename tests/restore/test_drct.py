@@ -143,11 +143,6 @@ def test_file_that_lacks_a_parameter_is_refused(key, state, tmp_path) -> None:
         load_model(saved(rest, tmp_path / "x.pth"), device="cpu")
 
 
-def test_absolute_position_embedding_is_refused(state, tmp_path) -> None:
-    with pytest.raises(WeightsError, match="absolute position embedding"):
-        load_model(saved(state | {"absolute_pos_embed": torch.ones(1, 64, 24)}, tmp_path / "x.pth"), device="cpu")
-
-
 def test_heads_that_do_not_share_the_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="16 channels cannot be shared by 3 heads"):
         DRCT(DRCTConfig(embed_dim=12, growth=4, heads=((3, 3, 2, 3, 4),), mlp_widths=(8,) * 5, window=4))

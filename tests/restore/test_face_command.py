@@ -12,9 +12,12 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
+from hybrid.batch.work import Tell
 from hybrid.errors import InputError
 from hybrid.memory import parse_size
+from restore import load_model
 from restore.faces.boxes import boxes_of, read_boxes
+from restore.faces.files import FaceRun, face_stages
 from restore.images import read_picture, read_record
 from restore.models.nafnet import KEYS, NAFNet, NAFNetConfig
 from tests.command import files, restore
@@ -218,3 +221,31 @@ def test_a_picture_that_does_not_fit_the_memory_is_refused_with_the_bound_that_h
     assert asked is not None
     enough = parse_size("1MB") + int(1.2 * parse_size(asked[1]))
     assert restore("face", source, "--weights", network, "--memory", f"{enough // 1000}kB").code == 0
+
+
+def test_pictures_read_and_written_beside_the_computing_of_others_are_the_same(tmp_path: Path, network: Path) -> None:
+    """With a bound on memory each picture is read, computed and written before the next."""
+    (tmp_path / "in").mkdir()
+    pictures(tmp_path / "in")
+    (tmp_path / "in" / "broken.png").write_bytes(SCENE.read_bytes()[:3000])
+    made = []
+    for out, more in ((tmp_path / "beside", ()), (tmp_path / "alone", ("--memory", "16GB"))):
+        extra = ("--sheet", out / "sheets", "--save-faces", out / "faces")
+        said = restore("face", tmp_path / "in", "--weights", network, "-o", out, *extra, *more)
+        assert said.code == 1 and "broken.png" in said.err and "1 of 4 pictures" in said.err
+        made.append({name: data for name, data in files(out).items() if name.endswith((".png", ".tif"))})
+        assert not [name for name in files(out) if Path(name).name.startswith(".")]
+    assert made[0] == made[1] and len(made[0]) == 9
+    assert sum(name.startswith("faces") for name in made[0]) == 4
+
+
+def test_a_picture_given_up_at_a_pause_leaves_nothing(tmp_path: Path, network: Path) -> None:
+    source, out = pictures(tmp_path)["rgba.png"], tmp_path / "out"
+    out.mkdir()
+    for pauses in (1, 2):
+        stages = face_stages(load_model(network), source, out / "a.png", FaceRun(), sheet=out / "sheet.png")
+        next(stages)
+        if pauses == 2:
+            stages.send(Tell())
+        stages.close()
+        assert not any(out.iterdir())

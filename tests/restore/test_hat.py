@@ -158,11 +158,6 @@ def test_file_with_a_wrong_shape_is_refused(key, shape, state, tmp_path) -> None
         load_model(saved(state | {key: torch.ones(shape)}, tmp_path / "x.pth"), device="cpu")
 
 
-def test_absolute_position_embedding_is_refused(state, tmp_path) -> None:
-    with pytest.raises(WeightsError, match="absolute position embedding"):
-        load_model(saved(state | {"absolute_pos_embed": torch.ones(1, 64, 24)}, tmp_path / "x.pth"), device="cpu")
-
-
 def test_unknown_options_and_other_scales_are_refused(state, tmp_path) -> None:
     path = saved(state, tmp_path / "x.pth")
     with pytest.raises(RequestError, match=r"hat has no option window.*conv_scale, img_range, img_size, drop_path"):

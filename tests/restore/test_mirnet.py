@@ -106,6 +106,25 @@ def test_number_of_columns_is_told_by_the_copies(state) -> None:
     assert read_config(state).columns == 2 and read_config(state | third).columns == 3
 
 
+def test_single_column_is_told_by_the_copies_of_the_slope(case, state, tmp_path: Path) -> None:
+    """Rows below the first are then never fused: what fuses them changes nothing."""
+    single = {key: value for key, value in state.items() if not re.search(r"\.blocks\.\d+\.1\.", key)}
+    assert len(single) < len(state) and "body.0.body.0.blocks.1.0.body.1.weight" in single
+    path = saved(single, tmp_path / "x.pth")
+    found = run(path, case)
+    unused = [key for key in single if re.search(r"selective_kernel\.[12]\.", key)]
+    assert unused and torch.equal(run(saved(single | {key: single[key] + 1 for key in unused}, tmp_path / "y.pth"), case), found)
+    assert read_config(single).columns == 1 and torch.equal(run(path, case, columns=1), found)
+    assert torch.equal(run(path, case, columns=2), run(saved(state, tmp_path / "z.pth"), case))
+
+
+def test_one_unit_alone_is_taken_to_run_as_often_as_published() -> None:
+    """It has no copies that could tell."""
+    network = MIRNet(MIRNetConfig(features=8, groups=1, blocks=1, rows=1, columns=1))
+    published = {KEYS.to_published(key): value for key, value in network.state_dict().items()}
+    assert read_config(published).columns == 2 and read_config(published).rows == 1
+
+
 @pytest.mark.parametrize("copy", ["1.1.conv1x1.weight", "2.0.body.1.weight", "2.1.body.1.weight"])
 def test_copies_that_differ_are_refused(copy: str, state, tmp_path: Path) -> None:
     key = f"body.0.body.0.blocks.{copy}"

@@ -264,6 +264,22 @@ def test_file_as_a_user_trains_it(backbone: str, tmp_path: Path) -> None:
         assert largest_difference(network(x), case) < case.tolerance
 
 
+@pytest.mark.parametrize("size", [256, (24, 40), [24, 40], 0, None, np.int64(32), np.array([24, 40])])
+def test_local_means_change_nothing_in_hinet(size: object, tmp_path: Path) -> None:
+    """It has no means over the picture; the published class with local ones has the same numbers."""
+    case = load_case(CASES / NAMES["hinet"])
+    network = loaded(case, tmp_path, tlc_train_size=size)
+    with torch.inference_mode():
+        assert largest_difference(network(torch.from_numpy(case.input)), case) < case.tolerance / 10
+
+
+@pytest.mark.parametrize("size", [-3, (24,), (0, 8), "large"])
+def test_what_is_no_size_is_refused(size: object, tmp_path: Path) -> None:
+    for backbone in ("hinet", "nafnet"):
+        with pytest.raises(WeightsError, match="no such network has its names and shapes"):
+            loaded(load_case(CASES / NAMES[backbone]), tmp_path, tlc_train_size=size)
+
+
 def test_models_info_tells_the_outputs(tmp_path: Path) -> None:
     path = write_checkpoint(load_case(CASES / NAMES["hinet"]), tmp_path)
     told = restore("models", "info", path)
@@ -271,7 +287,7 @@ def test_models_info_tells_the_outputs(tmp_path: Path) -> None:
     lines = dict(line.split(maxsplit=1) for line in told.out.splitlines())
     assert lines["family"].startswith("MHHINet") and lines["task"] == "deblurring"
     assert lines["outputs"] == "10, of which 0, 2, 5, 9 are heads; the others are averages of two"
-    assert lines["not"].endswith("combine_heads")
+    assert lines["not"].endswith("combine_heads, tlc_train_size")
 
 
 def test_mprnet_with_and_without_the_copies_of_its_slope(tmp_path: Path) -> None:

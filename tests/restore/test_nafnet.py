@@ -111,6 +111,36 @@ def test_published_layouts_are_told_from_their_files(name: str) -> None:
     assert card.tasks == (("denoising",) if "sidd" in name else ("deblurring",))
 
 
+@pytest.mark.parametrize("depths", [((1, 2), 0, (1, 1)), ((0, 0), 0, (0, 1)), ((1,), 0, (0,))])
+@pytest.mark.parametrize("plain", [False, True])
+def test_levels_without_blocks(depths: tuple, plain: bool, tmp_path: Path) -> None:
+    """Against the network written down step by step from its file."""
+    encoder, middle, decoder = depths
+    options = {"encoder_depths": encoder, "middle_depth": middle, "decoder_depths": decoder, "plain": plain, "widen": 4}
+    network = NAFNet(NAFNetConfig(width=6, **options)).eval()
+    state = {key: draw(key, list(value.shape), 0) for key, value in published(network).items()}
+    torch.save(state, tmp_path / "x.pth")
+    loaded = load_model(tmp_path / "x.pth", device="cpu")
+    assert isinstance(loaded, NAFNet) and loaded.config == network.config
+
+    def blocks(level: torch.nn.Module, y: Tensor) -> Tensor:
+        for block in level.children():
+            assert isinstance(block, ActivationFreeBlock)
+            y = plain_block(block, y)
+        return y
+
+    x, kept = draw("x", [2, 3, 8, 12], 0), []
+    y = F.conv2d(x, state["intro.weight"], state["intro.bias"], padding=1)
+    for level, steps in enumerate(loaded.encoders):
+        kept.append(blocks(steps, y))
+        y = F.conv2d(kept[-1], state[f"downs.{level}.weight"], state[f"downs.{level}.bias"], stride=2)
+    for level, steps in enumerate(loaded.decoders):
+        y = blocks(steps, F.pixel_shuffle(F.conv2d(y, state[f"ups.{level}.0.weight"]), 2) + kept.pop())
+    expected = F.conv2d(y, state["ending.weight"], state["ending.bias"], padding=1) + x
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(x), expected.detach(), atol=1e-4, rtol=1e-4)
+
+
 def test_names_of_the_published_entries() -> None:
     state = published(NAFNet(NAFNetConfig(width=2, encoder_depths=(1,), middle_depth=2, decoder_depths=(1,))))
     names = {entry["key"] for entry in load_case(SMALL_CASES / "nafnet" / "reduced_width16").entries}
@@ -150,10 +180,12 @@ def deblurring_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("given", "size"), [({}, (256, 256)), (0, None), (None, None), (64, (64, 64)), ((48, 32), (48, 32)), ([48, 32], (48, 32))]
-)
+    ("given", "size"),
+    [({}, (256, 256)), (0, None), (None, None), (64, (64, 64)), ((48, 32), (48, 32)), ([48, 32], (48, 32)),
+     (np.int64(64), (64, 64)), (np.array([48, 32]), (48, 32)), ((np.int32(48), np.int32(32)), (48, 32)), (np.int64(0), None)],
+)  # fmt: skip
 def test_option_of_the_training_size(given: object, size: object, deblurring_file: Path) -> None:
-    network = load_model(deblurring_file, device="cpu", **({} if given == {} else {"tlc_train_size": given}))
+    network = load_model(deblurring_file, device="cpu", **({} if isinstance(given, dict) else {"tlc_train_size": given}))
     assert isinstance(network, NAFNet) and network.config.tlc_train_size == size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from hybrid.batch.engine import Batch, Local, run_batch
 from hybrid.batch.place import open_place
 from hybrid.batch.work import Tell
 from hybrid.cards import ModelCard
+from hybrid.errors import InputError
+from restore.images import probe, reading
 from restore.models.base import RestorationNetwork
 from restore.restoration.batch import PictureWorker, items_of
 from restore.restoration.inputs import Job
@@ -123,3 +126,40 @@ def test_what_is_given_up_at_a_pause_leaves_nothing(album: list[Path], tmp_path:
                 assert any(tmp_path.iterdir())
             stages.close()
             assert not list(tmp_path.iterdir())
+
+
+def test_a_complaint_about_one_picture_is_not_taken_for_another_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one thread reads pixels, another meets a broken file: it waits, and its complaint comes later."""
+    broken, came_by = tmp_path / "broken.png", threading.Event()
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+
+    class Watched:
+        """The lock, telling that somebody asks for it."""
+
+        lock = reading.ERRORS
+
+        def __enter__(self) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                came_by.set()
+            self.lock.acquire()
+
+        def __exit__(self, *about: object) -> None:
+            self.lock.release()
+
+    refused: list[InputError] = []
+
+    def other() -> None:
+        try:
+            probe(broken)
+        except InputError as error:
+            refused.append(error)
+        came_by.set()
+
+    monkeypatch.setattr(reading, "ERRORS", Watched())
+    thread = threading.Thread(target=other)
+    with reading.no_silent_damage():
+        thread.start()
+        assert came_by.wait(60)
+        assert not refused
+    thread.join(60)
+    assert len(refused) == 1

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hybrid.errors import RequestError, WeightsError
 from hybrid.initialisation import SkipRandomFill
 from hybrid.weights.catalogue import Catalogue
-from hybrid.weights.checkpoints import load_strict, write_checkpoint
+from hybrid.weights.checkpoints import load_strict, read_checkpoint, write_checkpoint
 from hybrid.weights.find import Resolved
 from restore import load_model
 from restore.loading import build, catalogue
@@ -142,6 +142,44 @@ def test_every_kind_against_the_plain_form(variant: str) -> None:
     torch.testing.assert_close(network.result(x).detach(), image.detach(), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("attention", "decoder", "channels", "options"),
+    [
+        ((), None, (3, 3), {"num_heads": 2}),  # the middle alone attends, and still asks
+        ((), None, (3, 3), {"num_heads": 2, "variant": "rohqd"}),
+        ((3,), None, (3, 1), {"num_heads": 2}),
+        ((3,), None, (6, 3), {"num_heads": 2}),
+        ((2, 3), None, (3, 3), {"num_heads": 2}),
+        # As ex_multi_scale_num gives them: twice [first, 2 * last], thrice, and once of two levels.
+        ((3,), (1, 3), (3, 3), {"num_heads": 2}),
+        ((3,), (1, 3), (3, 3), {"variant": "restoreformer++"}),
+        ((3,), (0, 3), (3, 3), {"num_heads": 2}),
+        ((2, 3), (1, 3), (3, 3), {"num_heads": 4}),
+        ((2, 3), (2,), (3, 3), {"num_heads": 2}),
+    ],
+)
+def test_layouts_that_keys_describe(attention: tuple, decoder: tuple | None, channels: tuple, options: dict, tmp_path) -> None:
+    inputs, outputs = channels
+    shape = replace(SMALL, attention=attention, decoder_attention=decoder, in_channels=inputs, out_channels=outputs)
+    network = RestoreFormer(shape)
+    state = {KEYS.to_published(key): draw(key, list(value.shape), 0) for key, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "x.pth")
+    variant, heads = options.get("variant", "restoreformer"), options.get("num_heads", 4)
+    x = faces().repeat(1, 2, 1, 1)[:, :inputs]
+    expected, _ = Plain(state, variant, heads=heads, groups=4)(x, levels=4, blocks=2)
+    found = restored(tmp_path / "x.pth", x, groups=4, **options)
+    assert found.shape == (2, outputs, 32, 48)
+    torch.testing.assert_close(found, expected.detach(), atol=2e-5, rtol=1e-5)
+    assert load_model(tmp_path / "x.pth", device="cpu", groups=4, **options).card.out_channels == outputs
+
+
+def test_unpublished_layouts_are_not_guessed_at(tmp_path: Path) -> None:
+    """How many heads share the channels is in no file."""
+    torch.save(published(RestoreFormer(replace(SMALL, decoder_attention=(1, 3)))), tmp_path / "x.pth")
+    with pytest.raises(RequestError, match=r"attends at levels \[1, 3\] and its encoder at \[3\].*Give num_heads"):
+        load_model(tmp_path / "x.pth", device="cpu", groups=4)
+
+
 def test_entries_are_the_same_in_bf16() -> None:
     network, x = small("restoreformer++"), faces()
     with torch.inference_mode():
@@ -229,6 +267,21 @@ def test_training_checkpoint_of_lightning(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = network.result(x)
     assert torch.equal(restored(tmp_path / "x.ckpt", x, num_heads=2, groups=4), expected)
+
+
+def test_networks_of_losses_under_names_of_their_own_are_left_aside(tmp_path: Path) -> None:
+    """All that does not begin with `vqvae.`; what does has to fit."""
+    network, x = small("restoreformer++"), faces()
+    state = {f"vqvae.{key}": value for key, value in published(network).items()}
+    foreign = ("arcface.conv1.weight", "lpips.lin0.weight", "net_d.conv.weight", "loss.logvar", "quant_conv.weight")
+    torch.save({"state_dict": state | {key: torch.rand(2, 3) for key in foreign}}, tmp_path / "x.ckpt")
+    with torch.inference_mode():
+        expected = network.result(x)
+    assert torch.equal(restored(tmp_path / "x.ckpt", x, num_heads=2, groups=4), expected)
+    assert set(read_checkpoint(tmp_path / "x.ckpt").ignored) == set(foreign)
+    torch.save({"state_dict": state | {"vqvae.extra.weight": torch.rand(2)}}, tmp_path / "y.ckpt")
+    with pytest.raises(WeightsError, match=r"not known to the network \(extra.weight\)"):
+        load_model(tmp_path / "y.ckpt", device="cpu", num_heads=2, groups=4)
 
 
 def test_catalogue_tells_what_files_do_not(tmp_path: Path) -> None:

@@ -231,3 +231,18 @@ def test_large_sums_stay_in_float32_under_autocast() -> None:
     q = torch.full((1, 256, 256, 2), 30.0, dtype=torch.float16)
     weights = transposed.channel_attention([(q, q)], torch.ones(1, 1, 1))
     torch.testing.assert_close(weights, torch.full((1, 1, 2, 2), 0.5))
+
+
+@pytest.mark.parametrize("shape", [(2, 96, 64, 8), (1, 37, 53, 8)])
+def test_bfloat16_is_rounded_once_a_piece(shape: tuple[int, ...]) -> None:
+    """Against float64 on the same rounded values: rounding of sums over many pixels would grow with their number."""
+    torch.manual_seed(0)
+    q, k = (torch.randn(shape).bfloat16() for _ in range(2))
+    k = (k + q).bfloat16()  # the sums are large
+    temperature = torch.tensor([1.0, 2.0]).view(2, 1, 1)
+    with torch.inference_mode():
+        found = transposed.channel_attention([(q[:, :20], k[:, :20]), (q[:, 20:], k[:, 20:])], temperature)
+    exact = [F.normalize(t.double().flatten(1, 2), dim=1).unflatten(-1, (2, 4)) for t in (q, k)]
+    logits = torch.einsum("bphi,bphj->bhij", *exact) * temperature
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), logits.softmax(-1), atol=2e-3, rtol=0)
