@@ -63,6 +63,7 @@ class Family(Generic[N]):
         build: A network of the configuration that a state dict's keys and shapes tell; options override the rest.
         create: A network of a configuration given in full, for training.
         options: Names that `build` takes: what a file cannot tell.
+        in_weights: Those of them that change the weights when these are loaded: a file that is written later needs them no more.
         keys: Published names of the parameters and ours.
         derived: Last parts of published entries that the network computes itself and a loader ignores.
         canonical: A published state dict in the form that the network holds: one of each tensor that files have under several
@@ -76,6 +77,7 @@ class Family(Generic[N]):
     options: tuple[str, ...]
     keys: KeyMap
     derived: tuple[str, ...] = ()
+    in_weights: tuple[str, ...] = ()
     canonical: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
 
 

@@ -106,7 +106,7 @@ def build_network(
     try:
         told = (found.entry.options if found.entry else {}) | saved_options(found.path.name, checkpoint.metadata)
         with SkipRandomFill():
-            options = {key: told[key] for key in kind.options if key in told} | _plain(dict(config))
+            options = {key: told[key] for key in kind.options if key in told} | plain_options(config)
             network = kind.build(checkpoint.state, **options)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         # a name, an axis or a number that does not go with the rest
@@ -131,10 +131,18 @@ def build_network(
     return network
 
 
+def plain_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as Python and JSON have them: numbers and arrays of NumPy as numbers and lists, also inside of lists.
+
+    Args:
+        config: Values by their names; arrays of any shape.
+    """
+    return {name: _plain(value) for name, value in config.items()}
+
+
 def _plain(value: Any) -> Any:
-    """Options as Python has them: numbers and arrays of NumPy as numbers and lists, also inside lists and dictionaries."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return plain_options(value)
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
+        return [_plain(each) for each in value] if isinstance(value, list) else tuple(map(_plain, value))
     return value.tolist() if hasattr(value, "tolist") else value

@@ -9,7 +9,7 @@ S. W. Zamir et al., "Restormer: Efficient Transformer for High-Resolution Image 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from math import gcd, prod
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ STRIP_PIXELS = 2**13
 STRIP_VALUES = 2**19
 """Values of one hidden map of a strip, in float32: near the cache, and below the size from which memory is mapped afresh."""
 PIECE_PIXELS = 2**10
-"""Pixels of a piece of a product of bfloat16, at least."""
+"""Pixels of a piece of a product of bfloat16."""
 LEAST_PIECES = 4
 """Of fewer the product is made in float32, which costs little there: roundings would not even out."""
 LEAST_ROWS = 16
@@ -214,10 +214,11 @@ def _inner(q: Tensor, k: Tensor) -> Tensor:
     pieces = q.shape[1] // PIECE_PIXELS
     if q.dtype != torch.bfloat16 or torch.is_grad_enabled() or pieces < LEAST_PIECES:
         return torch.matmul(_exact(q).transpose(1, 2), _exact(k))
-    pieces = gcd(q.shape[1], pieces)
-    q, k = (t.reshape(len(t) * pieces, -1, t.shape[-1]) for t in (q, k))
-    of_pieces = torch.bmm(q.mT, k).view(-1, pieces, q.shape[-1], k.shape[-1])
-    return of_pieces.sum(1, dtype=torch.float32)
+    whole = pieces * PIECE_PIXELS
+    rows, columns = (t[:, :whole].reshape(-1, PIECE_PIXELS, t.shape[-1]) for t in (q, k))
+    products = torch.bmm(rows.mT, columns).view(-1, pieces, q.shape[-1], k.shape[-1]).sum(1, dtype=torch.float32)
+    rest = (_exact(t[:, whole:]) for t in (q, k))
+    return torch.baddbmm(products, next(rest).transpose(1, 2), next(rest)) if whole < q.shape[1] else products
 
 
 def _squares(x: Tensor) -> Tensor:

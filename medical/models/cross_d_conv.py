@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from hybrid.blocks.cross_d import HIDDEN, CrossDConv
 from hybrid.errors import WeightsError
-from hybrid.families import build_from, create_from
+from hybrid.families import create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from medical.models.base import ClassificationNetwork, Family, SegmentationCard
 
@@ -175,7 +175,7 @@ DERIVED = ("*.num_batches_tracked", "slices.*")
 def is_of_plain_convolutions(state: Mapping[str, Tensor]) -> bool:
     """True for classifiers of volumes as the authors' evaluation scripts make them: ResNets of plain 3-D convolutions.
 
-    Other ResNets of volumes whose first kernel takes three channels have the same names and shapes.
+    Other ResNets of volumes whose first kernel takes three channels have the same names and shapes: `build` asks.
     """
     stem = state.get("conv1.weight")
     return (
@@ -231,12 +231,33 @@ def read_config(state: Mapping[str, Tensor], head: str) -> CrossDConfig:
     )
 
 
+def build(state: Mapping[str, Tensor], *, plain: bool = False, **options: Any) -> CrossDResNet:
+    """The classifier of a checkpoint.
+
+    Args:
+        state: The weights, under published names.
+        plain: Take a ResNet of plain 3-D convolutions for a classifier of ours. Changes nothing where names tell.
+        **options: Fields of the configuration.
+
+    Raises:
+        WeightsError: The file could be another ResNet as well, or is of a form that `read_config` refuses.
+    """
+    if is_of_plain_convolutions(state) and not plain:
+        raise WeightsError(
+            "These weights are a ResNet's of plain 3-D convolutions: they could be another 3-D ResNet, such as MONAI's, whose "
+            "names and shapes are the same and which is not supported.",
+            hint="If it is of Cross-D, load_model(FILE, plain=True) takes it for a Cross-D classifier (--option plain=true): "
+            "what save_model then writes needs no option.",
+        )
+    return CrossDResNet(replace(read_config(state, head="fc.weight"), **options))
+
+
 FAMILY = Family(
     name="cross_d_conv",
     matches=lambda state: (is_encoder(state) or is_of_plain_convolutions(state)) and "fc.weight" in state,
-    build=build_from(CrossDResNet, partial(read_config, head="fc.weight")),
+    build=build,
     create=create_from(CrossDResNet, CrossDConfig),
-    options=(),
+    options=("plain",),
     keys=KEYS,
     derived=DERIVED,
     canonical=as_stored,

@@ -276,14 +276,19 @@ def restore_stages(
     started, clock = timestamp(), Stopwatch()
     outputs = check_targets(job, settings)
     apart = settings.run.memory is None and sources_bytes(job.sources) <= BESIDE
+
+    def read() -> tuple[Volume, str, Storage]:
+        volume = _read(restorer, job, settings)
+        storage = Storage.of(volume) if settings.run.dtype == "source" else Storage(np.dtype(np.float32))
+        return volume, sources_sha256(job.sources), storage
+
     if apart:
-        volume, digest = _read(restorer, job, settings), sources_sha256(job.sources)
+        volume, digest, storage = read()
     with clock.stopped():
         tell = yield
     if not apart:
-        volume, digest = _read(restorer, job, settings), sources_sha256(job.sources)
+        volume, digest, storage = read()
     plan, doubtful = _plan(restorer, volume, settings)
-    storage = Storage.of(volume) if settings.run.dtype == "source" else Storage(np.dtype(np.float32))
     with staged(outputs, overwrite=settings.overwrite) as folder:
         on_start(tell, plan, doubtful)
         result = restore(volume, restorer, settings.run, on_progress=tell.progress)

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from hybrid.errors import InputError, RequestError, WeightsError
-from hybrid.loading import build_network, open_weights
+from hybrid.loading import build_network, open_weights, plain_options
 from hybrid.plain_yaml import read_yaml
 from hybrid.weights.find import Resolved
 from hybrid.weights.header import OPTIONS, saved_options
@@ -36,7 +36,7 @@ class Restorer:
         options: What it was built with beside its weights.
 
     Raises:
-        RequestError: The network does not restore single slices, or of other channels than the protocol's.
+        RequestError: The network does not restore single slices of any size, or takes other channels than the protocol's.
     """
 
     network: RestorationNetwork
@@ -58,6 +58,11 @@ class Restorer:
             raise RequestError(
                 f"{card.title} here enlarges, or gives several pictures of one.",
                 hint="Choose a network of scale 1 and one output.",
+            )
+        if card.fixed_size:
+            raise RequestError(
+                f"{card.title} has an absolute position embedding: it takes {card.fixed_size} x {card.fixed_size} pixels alone.",
+                hint="Choose a network without; slices have many sizes.",
             )
         if (card.channels, card.out_channels) != (self.protocol.channels,) * 2:
             raise RequestError(
@@ -112,7 +117,7 @@ def build_restorer(
             f"{found.entry.name} segments scans and restores none.", hint="See `medical models list`, or use `medical segment`."
         )
     checkpoint = open_weights(found)
-    options = saved_options(name, checkpoint.metadata) | config
+    options = saved_options(name, checkpoint.metadata) | plain_options(config)
     families = {each: family(each) for each in MODULES}
     network = build_network(found, checkpoint, families, device=device, precision=precision, config=options)
     chosen = protocol or _protocol(name, checkpoint.metadata)
@@ -146,10 +151,11 @@ def save_restorer(path: str | Path, restorer: Restorer, *, metadata: Mapping[str
     from hybrid.weights.checkpoints import write_checkpoint
     from restore.models import family
 
-    keys = family(restorer.network.card.family).keys
-    header = {"family": restorer.card.family, OPTIONS: json.dumps(dict(restorer.options))}
+    kind = family(restorer.network.card.family)
+    options = {name: value for name, value in restorer.options.items() if name not in kind.in_weights}
+    header = {"family": restorer.card.family, OPTIONS: json.dumps(options)}
     header |= {PROTOCOL: restorer.protocol.model_dump_json(), **(metadata or {})}
-    state = {keys.to_published(key): tensor for key, tensor in restorer.network.state_dict().items()}
+    state = {kind.keys.to_published(key): tensor for key, tensor in restorer.network.state_dict().items()}
     write_checkpoint(path, state, header, half=half)
 
 

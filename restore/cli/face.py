@@ -27,6 +27,7 @@ from restore.faces.boxes import boxes_of, read_boxes
 from restore.faces.files import FaceRun, check_sheet
 from restore.faces.identity import INVENTED, Distance
 from restore.faces.plan import plan_faces
+from restore.faces.restoration import check_face_network
 from restore.images import check_pixels, probe
 from restore.loading import build, catalogue, find_weights
 from restore.models.base import RestorationNetwork
@@ -178,11 +179,7 @@ def load(request: FaceRequest, talk: Console) -> RestorationNetwork:
         found, _ = _find(request.source, None, progress)
         network = build(found, device=request.device, precision=request.precision)
     FACE.check_card(network.card, printable(Path(request.source)))
-    if network.card.channels != 3 or network.card.outputs != 1:
-        raise RequestError(
-            f"{network.card.title} takes {network.card.channels} channels and gives {network.card.outputs} pictures.",
-            hint="Give a network that makes one RGB face of one.",
-        )
+    check_face_network(network)
     if (verdict := network.precision_verdict) is not None and verdict.worth_telling:
         talk.print(verdict.sentence, style="dim")
     if network.source is not None and network.source.origin == "shipped":

@@ -150,11 +150,11 @@ def face_stages(
     size = FinalSize(run.scale).of(info.width, info.height)
     if size[0] * size[1] > MOST_RESULT_PIXELS:
         raise RequestError(f"The result would have {size[0]} x {size[1]} pixels.", hint="Give a smaller --scale.")
-    check_memory(network, info, size, run.memory)
     apart = can_wait(info, size, run.memory)
     picture = read_picture(source, max_pixels=run.max_pixels) if apart else None
     with clock.stopped():
         tell = yield
+    check_memory(network, info, size, run.memory)  # not earlier: until now another picture may have been at work
     if picture is None:
         picture = read_picture(source, max_pixels=run.max_pixels)
     if run.aligned:

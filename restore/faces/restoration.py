@@ -109,6 +109,20 @@ class RestoredPicture:
     found: int = 0
 
 
+def check_face_network(network: RestorationNetwork) -> None:
+    """Make sure that a network makes one RGB picture of one.
+
+    Raises:
+        RequestError: It takes or gives other channels, or several pictures.
+    """
+    card = network.card
+    if (card.channels, card.out_channels, card.outputs) != (3, 3, 1):
+        raise RequestError(
+            f"{card.title} takes {card.channels} channels and gives {card.outputs} x {card.out_channels}.",
+            hint="Give a network that makes one RGB face of one.",
+        )
+
+
 def face_size(network: RestorationNetwork) -> int:
     """Edge in pixels of the aligned faces that a network takes."""
     return network.card.face_size or FACE_SIZE
@@ -178,7 +192,12 @@ def restore_one(
 
 
 def restored_face(network: RestorationNetwork, face: Pixels, settings: FaceSettings) -> Pixels:
-    """What is put back for an aligned face (S, S, 3) float32 in [0, 1]."""
+    """What is put back for an aligned face (S, S, 3) float32 in [0, 1].
+
+    Raises:
+        RequestError: The network makes no RGB picture of one.
+    """
+    check_face_network(network)
     low, high = network.card.value_range
     x = torch.from_numpy(face.transpose(2, 0, 1).copy())[None].to(next(network.parameters()).device)
     with torch.inference_mode():

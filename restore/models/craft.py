@@ -264,6 +264,7 @@ FAMILY = Family(
     create=create_from(CRAFT, CRAFTConfig),
     # A file that was stripped of its tables does not tell the split.
     options=("img_range", "split_size", "split_size_0", "split_size_1", "qk_scale"),
+    in_weights=("qk_scale",),
     keys=KEYS,
     derived=("relative_position_index_[hv]", "biases_[hv]"),
 )

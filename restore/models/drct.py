@@ -259,6 +259,7 @@ FAMILY = Family(
     build=build_windows(DRCT, read_config),
     create=create_from(DRCT, DRCTConfig),
     options=("img_range", "shifted", "drop_path", "qk_scale"),
+    in_weights=("qk_scale",),
     keys=KEYS,
     derived=("*.attn_mask", "*.relative_position_index"),
 )

@@ -288,6 +288,7 @@ FAMILY = Family(
     build=build_windows(HAT, read_config),
     create=create_from(HAT, HATConfig),
     options=("conv_scale", "img_range", "img_size", "drop_path", "qk_scale"),
+    in_weights=("qk_scale",),
     keys=KEYS,
     derived=("relative_position_index_SA", "relative_position_index_OCA"),
 )

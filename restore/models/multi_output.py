@@ -7,8 +7,10 @@ m outputs, C image channels, H and W rows and columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,17 +118,25 @@ class SeveralOutputs(RestorationNetwork):
 def training_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """The option `tlc_train_size`: an edge, or rows and columns, of the training crops; 0 and None stand for none.
 
+    Whole numbers of NumPy are taken too; text, truth values and fractions are not.
+
     Raises:
         ValueError: It is neither.
 
     >>> training_size(256), training_size([24, 40]), training_size(0)
     ((256, 256), (24, 40), None)
     """
-    if not size:
+    if size is None:
         return None
-    rows, columns = (size, size) if isinstance(size, int) else map(int, size)
+    try:
+        given: tuple[Any, ...] = tuple(size) if isinstance(size, Iterable) and not isinstance(size, bytes) else (size,) * 2
+        rows, columns = (-1 if isinstance(side, bool) else operator.index(side) for side in given)
+    except (TypeError, ValueError):  # a side that is no whole number, or not two of them
+        rows = columns = -1
+    if rows == columns == 0 and not isinstance(size, Iterable):
+        return None
     if min(rows, columns) < 1:
-        raise ValueError(f"a training crop has rows and columns, not {size}")
+        raise ValueError(f"a training crop has an edge, or rows and columns, of whole pixels, not {size!r}")
     return rows, columns
 
 

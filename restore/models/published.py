@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import isqrt
+from math import isfinite, isqrt
 from typing import Any, TypeVar
 
 import torch
@@ -43,8 +43,8 @@ class AbsolutePositions(nn.Module):
         _, height, width, _ = x.shape
         if height * width != self.edge**2:
             raise ValueError(
-                f"the network has an absolute position embedding, for pictures of {self.edge} x {self.edge} pixels alone; "
-                f"this one has {width} x {height}, filled up to whole windows"
+                f"the network has an absolute position embedding, for pictures with as many positions as "
+                f"{self.edge} x {self.edge}; this one is {width} x {height}, filled up to whole windows"
             )
         return x + self.table.view(1, height, width, -1)
 
@@ -93,7 +93,9 @@ def build_windows(network: Callable[..., W], read_config: Callable[[Mapping[str,
 
     def build(state: Mapping[str, Tensor], *, qk_scale: float | None = None, **options: Any) -> W:
         made = plain(state, **options)
-        made.qk_scale = float(qk_scale or 0)
+        if not isfinite(factor := float(qk_scale or 0)):
+            raise ValueError(f"qk_scale {qk_scale} is no factor")
+        made.qk_scale = factor
         return made
 
     return build

@@ -25,7 +25,6 @@ from hybrid.blocks.layout import channels_last, to_image, to_tokens
 from hybrid.blocks.vector_quantiser import Quantised, VectorQuantiser
 from hybrid.cards import ModelCard
 from hybrid.errors import RequestError
-from hybrid.families import create_from
 from hybrid.weights.keys import KeyMap, count_numbered
 from restore.models.base import Family, RestorationNetwork
 
@@ -121,12 +120,8 @@ class RestoreFormerConfig:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What the encoder gives.
-
-    Attributes:
-        latent: (B, h, w, embed_dim), not yet quantised.
-        contexts: Level to the features (B, H', W', C') with which the decoder is asked there; empty in an auto-encoder.
-    """
+    """A grid (B, h, w, embed_dim), not yet quantised, and level to the features (B, H', W', C') with which the decoder is asked
+    there; none in an auto-encoder."""
 
     latent: Tensor
     contexts: dict[int, Tensor]
@@ -149,8 +144,7 @@ class Level(nn.Module):
         super().__init__()
         pairs = list(pairwise(widths))
         self.blocks = nn.ModuleList(ResidualBlock(before, after, config.groups) for before, after in pairs)
-        attentions = (GlobalAttention(after, config.heads, config.groups, asked) for _, after in pairs if attention)
-        self.attentions = nn.ModuleList(attentions)
+        self.attentions = nn.ModuleList(GlobalAttention(n, config.heads, config.groups, asked) for _, n in pairs if attention)
         self.resize = resize
 
     def forward(self, grid: Tensor, context: Tensor | None = None) -> Tensor:
@@ -220,8 +214,7 @@ class Decoder(nn.Module):
         for level, width in enumerate(widths):
             row = (widths[min(level + 1, len(widths) - 1)], *[width] * (config.blocks + 1))
             resize = Upsample(width) if level > 0 else None
-            attention = level in config.decoder_levels
-            self.levels.append(Level(config, row, attention=attention, asked=asked, resize=resize))
+            self.levels.append(Level(config, row, attention=level in config.decoder_levels, asked=asked, resize=resize))
         self.norm_out = GroupNorm(config.groups, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.out_channels or config.in_channels, 3, padding=1)
 
@@ -263,22 +256,15 @@ class RestoreFormer(RestorationNetwork):
         return self.decompose(x).image
 
     def decompose(self, x: Tensor) -> Restored:
-        """The restored pictures with the entries they are made of, and the loss of the dictionary while it is learnt.
-
-        Args:
-            x: (B, C, H, W) float32 in [-1, 1] with sides that are multiples of `card.multiple`.
-        """
+        """Restore (B, C, H, W) float32 in [-1, 1] with sides that are multiples of `card.multiple`; tells the entries too."""
         encoded = self.encode(x)
         quantised = self.quantiser(encoded.latent)
         return Restored(self.decode(quantised.values, encoded.contexts), quantised)
 
     def encode(self, x: Tensor) -> Encoded:
-        """Pictures to the latent grid and the features that ask in the decoder.
-
-        In inference always in float32: what is nearest another entry is another texture.
-        """
-        low = torch.is_grad_enabled()  # as a training likes it
-        with nullcontext() if low else torch.autocast(x.device.type, enabled=False):
+        """Pictures to the latent grid and the features that ask in the decoder."""
+        # In inference always in float32: what is nearest another entry is another texture.
+        with nullcontext() if torch.is_grad_enabled() else torch.autocast(x.device.type, enabled=False):
             encoded: Encoded = self.encoder(x)
             return replace(encoded, latent=self.quant_conv(encoded.latent))
 
@@ -339,8 +325,8 @@ def matches(state: Mapping[str, Tensor]) -> bool:
 def read_config(state: Mapping[str, Tensor]) -> RestoreFormerConfig:
     """The configuration that a state dict under published keys tells, or makes likely.
 
-    RestoreFormer++ has attentions of its own. The other kinds have the same keys: where the norm that only a restorer uses is
-    as it was made, 1 and 0, it is taken for an auto-encoder.
+    Where the norm that only a restorer uses is as it was made, 1 and 0, it is taken for an auto-encoder. RestoreFormer++ has
+    attentions of its own; the other kinds have the same keys.
     """
     width, channels = state["encoder.conv_in.weight"].shape[:2]
     levels = range(count_numbered(state, "encoder.down."))
@@ -349,7 +335,7 @@ def read_config(state: Mapping[str, Tensor]) -> RestoreFormerConfig:
     norm = "decoder.mid.attn_1.norm2."
     unused = bool((state[norm + "weight"] == 1).all() and (state[norm + "bias"] == 0).all())
     told = RestoreFormerConfig(
-        variant="restoreformer++" if attention and decoder != attention else "rohqd" if unused else "restoreformer",
+        variant="rohqd" if unused else "restoreformer++" if attention and decoder != attention else "restoreformer",
         in_channels=channels,
         out_channels=None if (outputs := len(state["decoder.conv_out.weight"])) == channels else outputs,
         width=width,
@@ -375,10 +361,10 @@ def build(state: Mapping[str, Tensor], **options: Any) -> RestoreFormer:
     if variant not in VARIANTS:
         raise RequestError(f"There is no variant {variant!r} of RestoreFormer.", hint=f"Choose one of {', '.join(VARIANTS)}.")
     if told.decoder_attention is not None:
-        if not {"variant", "num_heads"} & options.keys():
+        if not (options.get("variant") or options.get("num_heads")):
             raise RequestError(
                 f"This decoder attends at levels {list(told.decoder_levels)} and its encoder at {list(told.attention)}, as in no "
-                "published RestoreFormer, and a file does not tell how many heads share the channels.",
+                f"published {told.kind.title}, and a file does not tell how many heads share the channels.",
                 hint="Give num_heads, as it was trained with, or the variant that has as many.",
             )
     elif VARIANTS[variant].wider != told.kind.wider:
@@ -387,13 +373,27 @@ def build(state: Mapping[str, Tensor], **options: Any) -> RestoreFormer:
     return RestoreFormer(replace(told, **options))
 
 
+def create(**options: Any) -> RestoreFormer:
+    """A network of a recipe, where what its training writes will tell it again.
+
+    Raises:
+        ValueError: It would not: `decoder_attention` is another variant's, or no one's with neither `variant` nor `num_heads`.
+    """
+    config, told = RestoreFormerConfig(**options), options.get("variant") or options.get("num_heads")
+    attention = (config.attention, config.decoder_levels)
+    same, levels = (tuple(level for level in range(len(config.widths)) if level in each) for each in attention)
+    layouts = {same: False, (min(same, default=0) - 1, *same): True}
+    if layouts.get(levels, config.kind.wider if told else None) != config.kind.wider:
+        raise ValueError(f"decoder_attention {list(levels)} needs the variant that has it; if none has, variant or num_heads")
+    return RestoreFormer(config)
+
+
 FAMILY = Family(
     name="restoreformer",
     matches=matches,
     build=build,
-    create=create_from(RestoreFormer, RestoreFormerConfig),
+    create=create,
     options=("variant", "num_heads", "groups", "resolution"),
     keys=KEYS,
     derived=("*.utility_counter",),  # how often entries were used, in old files
 )
-"""Restorers and auto-encoders alike."""

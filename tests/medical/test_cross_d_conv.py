@@ -140,21 +140,44 @@ def plain_classifier(state: dict[str, Tensor], x: Tensor) -> Tensor:
     return functional.linear(x.mean((2, 3, 4)), state["fc.weight"], state["fc.bias"])
 
 
-def test_classifiers_of_volumes_made_of_plain_convolutions_load(tmp_path: Path) -> None:
-    """As the authors' evaluation scripts make them of one of slices: kernels are ``X.weight``, and there are no predictors."""
-    slices = published(made(in_channels=3, depths=(1, 2)))
+def plain_file(path: Path, **options: Any) -> tuple[dict[str, Tensor], Path]:
+    slices = published(made(in_channels=3, **options))
     plain = {name.replace("weights_3d", "weight"): value for name, value in slices.items() if "rotation" not in name}
-    loaded = load_model(saved(plain, tmp_path / "x.pth"), device="cpu")
+    return plain, saved(plain, path)
+
+
+def test_classifiers_of_volumes_made_of_plain_convolutions_load_where_they_are_said_to_be_so(tmp_path: Path) -> None:
+    """As the authors' evaluation scripts make them of one of slices: kernels are ``X.weight``, and there are no predictors."""
+    plain, path = plain_file(tmp_path / "x.pth")
+    loaded = load_model(path, device="cpu", plain=True)
     assert loaded.card.spatial_dims == 3 and isinstance(loaded, CrossDResNet)
     x = torch.rand(2, 3, 21, 32, 25, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(loaded(x), plain_classifier(plain, x), atol=1e-5, rtol=1e-5)
     less = {name: value for name, value in plain.items() if name != "layer2.1.conv2.weight"}
     with pytest.raises(WeightsError, match="missing"):
-        load_model(saved(less, tmp_path / "less.pth"), device="cpu")
+        load_model(saved(less, tmp_path / "less.pth"), device="cpu", plain=True)
     single = plain | {"conv1.weight": plain["conv1.weight"][:, :1]}  # another's: published ones take three channels
     with pytest.raises(WeightsError, match="belong to no supported network"):
-        load_model(saved(single, tmp_path / "single.pth"), device="cpu")
+        load_model(saved(single, tmp_path / "single.pth"), device="cpu", plain=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"bottleneck": True, "depths": (1, 1)}], ids=str)
+def test_files_of_plain_convolutions_are_not_taken_for_a_cross_d_classifier_unasked(options: dict, tmp_path: Path) -> None:
+    """Other 3-D ResNets have the same names and shapes, and would give wrong logits."""
+    _, path = plain_file(tmp_path / "x.pth", **options)
+    for given in ({}, {"plain": False}):
+        with pytest.raises(WeightsError, match=r"could be another 3-D ResNet.*plain=True\) takes it for a Cross-D classifier"):
+            load_model(path, device="cpu", **given)
+
+
+def test_what_was_loaded_as_plain_is_written_under_names_that_tell(tmp_path: Path) -> None:
+    _, path = plain_file(tmp_path / "x.pth")
+    loaded = load_model(path, device="cpu", plain=True)
+    save_model(tmp_path / "y.safetensors", loaded)
+    for options in ({}, {"plain": True}):  # where names tell, the option changes nothing
+        again = load_model(tmp_path / "y.safetensors", device="cpu", **options).state_dict()
+        assert all(torch.equal(again[name], value) for name, value in loaded.state_dict().items())
 
 
 def test_training_checkpoints_load(tmp_path: Path) -> None:

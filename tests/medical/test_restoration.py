@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from dataclasses import replace
 from itertools import permutations, product
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -15,11 +17,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from hybrid.errors import InputError, RequestError, ResourceError
-from medical.restoration.loading import Restorer
+from hybrid.weights.checkpoints import write_checkpoint
+from medical.restoration.loading import Restorer, load_restorer, save_restorer
 from medical.restoration.preview import draw
 from medical.restoration.protocol import SAMPLED, FixedRange, Percentiles, RestorationProtocol, seen_slices
 from medical.restoration.run import RestoreSettings, plan_slices, restore
 from medical.volumes.geometry import Grid
+from restore.models import family
 from tests.medical.restoration_stubs import Stub, protocol, restorer, values
 from tests.medical.stubs import volume
 
@@ -218,8 +222,32 @@ def test_doubts_are_told() -> None:
 def test_networks_that_cannot_restore_slices_are_refused() -> None:
     with pytest.raises(RequestError, match="enlarges"):
         restorer(card={"scale": 2})
+    with pytest.raises(RequestError, match="absolute position embedding: it takes 16 x 16 pixels alone"):
+        restorer(card={"fixed_size": 16})
     with pytest.raises(RequestError, match=r"takes 1 channels and gives 1, and its protocol shows it 3 slices"):
         Restorer(Stub(lambda x: x), protocol(neighbours=1), {})
+
+
+def test_a_written_restorer_is_the_one_that_was_loaded(tmp_path: Path) -> None:
+    """A factor that went into the weights is not there twice; options of NumPy are written as numbers."""
+    torch.manual_seed(0)
+    kind, path = family("craft"), tmp_path / "x.safetensors"
+    network = kind.create(
+        in_channels=1, embed_dim=8, depths=(1,), num_heads=(2,), split_size=(4, 8), mlp_width=16, gated_width=16, scale=1
+    )
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    write_checkpoint(path, {kind.keys.to_published(key): tensor for key, tensor in network.state_dict().items()}, {})
+    options = {"split_size": np.array([4, 8]), "qk_scale": np.float32(0.05)}
+    usual = load_restorer(path, protocol=protocol(), split_size=(4, 8))
+    made = load_restorer(path, protocol=protocol(), **options)
+    save_restorer(tmp_path / "again.safetensors", made)
+    x = torch.rand(1, 1, 16, 16)
+    with torch.inference_mode():
+        found, again, other = (each.network(x) for each in (made, load_restorer(tmp_path / "again.safetensors"), usual))
+    assert torch.equal(found, again)
+    assert (found - other).abs().max() > 1e-2
+    assert json.dumps(dict(made.options))
 
 
 def test_protocols_are_checked() -> None:

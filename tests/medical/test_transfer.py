@@ -62,14 +62,18 @@ def same(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
 
 
-def test_volumes_of_plain_convolutions_are_turned_as_others(tmp_path: Path) -> None:
+def test_volumes_of_plain_convolutions_are_turned_once_they_are_said_to_be_so(tmp_path: Path) -> None:
     """Whose kernels are called ``X.weight``, as by the authors' evaluation scripts."""
     network = made("cross_d_conv", in_channels=3, spatial_dims=3)
     state = {KEYS.to_published(key): value for key, value in network.state_dict().items()}
     plain = {name.replace("weights_3d", "weight"): value for name, value in state.items()}
     for name, content in (("ours", state), ("plain", plain)):
         torch.save(content, tmp_path / f"{name}.pth")
-        transfer_file(tmp_path / f"{name}.pth", tmp_path / f"{name}.safetensors", to=2)
+    with pytest.raises(WeightsError, match="could be another 3-D ResNet.*save_model"):
+        transfer_file(tmp_path / "plain.pth", tmp_path / "plain.safetensors", to=2)
+    save_model(tmp_path / "said.safetensors", load_model(tmp_path / "plain.pth", device="cpu", plain=True))
+    transfer_file(tmp_path / "ours.pth", tmp_path / "ours.safetensors", to=2)
+    transfer_file(tmp_path / "said.safetensors", tmp_path / "plain.safetensors", to=2)
     assert same(tmp_path / "ours.safetensors", tmp_path / "plain.safetensors")
     assert torch.equal(tensors(tmp_path / "plain.safetensors")["fc.weight"], state["fc.weight"])
 

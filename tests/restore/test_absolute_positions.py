@@ -68,7 +68,7 @@ def test_embedding_is_added_after_the_norm(name: str, patch_norm: bool, sides: t
 def test_other_sizes_and_tiles_are_refused(name: str, tmp_path: Path) -> None:
     network = load_model(saved(with_table(state_of(name)), tmp_path / "x.pth"), device="cpu")
     for sides in ((16, 20), (8, 8), (32, 32)):
-        with pytest.raises(ValueError, match=f"pictures of 16 x 16 pixels alone; this one has {sides[1]} x {sides[0]},"):
+        with pytest.raises(ValueError, match=f"with as many positions as 16 x 16; this one is {sides[1]} x {sides[0]},"):
             network(torch.rand(1, 3, *sides))
     assert network.card.fixed_size == EDGE and sides_of(network, None).fixed == (EDGE, EDGE)
     trial = network.trial()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from PIL import Image, ImageCms
 
 from hybrid.batch.work import Tell
-from hybrid.errors import InputError
+from hybrid.errors import InputError, RequestError, ResourceError
 from hybrid.memory import parse_size
 from restore import load_model
 from restore.faces.boxes import boxes_of, read_boxes
 from restore.faces.files import FaceRun, face_stages
+from restore.faces.restoration import FaceSettings, restored_face
 from restore.images import read_picture, read_record
 from restore.models.nafnet import KEYS, NAFNet, NAFNetConfig
 from tests.command import files, restore
@@ -249,3 +251,25 @@ def test_a_picture_given_up_at_a_pause_leaves_nothing(tmp_path: Path, network: P
             stages.send(Tell())
         stages.close()
         assert not any(out.iterdir())
+
+
+def test_memory_is_looked_at_when_it_is_this_picture_s_turn(
+    tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be read while another picture holds what it needs."""
+
+    def none_left(*about: object) -> None:
+        raise ResourceError("none is left", hint="wait")
+
+    monkeypatch.setattr("restore.faces.files.check_memory", none_left)
+    stages = face_stages(load_model(network), pictures(tmp_path)["rgba.png"], tmp_path / "out.png", FaceRun())
+    next(stages)
+    with pytest.raises(ResourceError, match="none is left"):
+        stages.send(Tell())
+
+
+def test_a_network_that_gives_other_channels_than_rgb_restores_no_face(network: Path) -> None:
+    made = load_model(network)
+    made.card = dataclasses.replace(made.card, out_channels=1)
+    with pytest.raises(RequestError, match="takes 3 channels and gives 1 x 1"):
+        restored_face(made, np.zeros((512, 512, 3), np.float32), FaceSettings())

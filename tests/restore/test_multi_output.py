@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from restore.models import family
 from restore.models.base import RestorationNetwork
 from restore.models.hinet import HINet, HINetConfig
 from restore.models.mprnet import KEYS, MPRNet, MPRNetConfig, without_copies
-from restore.models.multi_output import Heads, SeveralOutputs
+from restore.models.multi_output import Heads, SeveralOutputs, training_size
 from restore.models.nafnet import NAFNet, NAFNetConfig
 from restore.models.restormer import Restormer, RestormerConfig
 from tests.command import restore
@@ -273,7 +274,27 @@ def test_local_means_change_nothing_in_hinet(size: object, tmp_path: Path) -> No
         assert largest_difference(network(torch.from_numpy(case.input)), case) < case.tolerance / 10
 
 
-@pytest.mark.parametrize("size", [-3, (24,), (0, 8), "large"])
+@pytest.mark.parametrize(
+    "size",
+    ["24", "", b"24", True, False, 24.0, (3.7, 4.2), ("2", "4"), (True, 24), [24, 4.0], (), (24,), (1, 2, 3), (0, 8), (0, 0), -3],
+    ids=repr,
+)  # fmt: skip
+def test_training_crops_have_whole_edges(size: Any) -> None:
+    with pytest.raises(ValueError, match="a training crop has an edge, or rows and columns, of whole pixels, not "):
+        training_size(size)
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [(24, (24, 24)), ([24, 40], (24, 40)), ((np.int64(24), np.uint8(40)), (24, 40)), (np.array([24, 40]), (24, 40)),
+     (np.int32(24), (24, 24)), (np.int64(0), None), (0, None), (None, None)],
+)  # fmt: skip
+def test_training_crops_of_any_kind_of_whole_number(size: Any, sides: tuple[int, int] | None) -> None:
+    found = training_size(size)
+    assert found == sides and all(type(side) is int for side in found or ())
+
+
+@pytest.mark.parametrize("size", [-3, (24,), (0, 8), "large", "24", True, (3.7, 4.2)])
 def test_what_is_no_size_is_refused(size: object, tmp_path: Path) -> None:
     for backbone in ("hinet", "nafnet"):
         with pytest.raises(WeightsError, match="no such network has its names and shapes"):

@@ -67,3 +67,10 @@ def test_network_that_was_loaded_so_needs_no_option_when_it_is_written(name: str
 def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="could not convert string to float: 'wide'"):
         run(saved("hat", SMALL["hat"], tmp_path / "x.pth"), qk_scale="wide")
+
+
+def test_what_is_no_factor_is_refused(tmp_path: Path) -> None:
+    path = saved("drct", SMALL["drct"], tmp_path / "x.pth")
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(WeightsError, match="is no factor"):
+            run(path, qk_scale=wrong)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybrid.errors import RequestError, WeightsError
+from hybrid.families import created
 from hybrid.initialisation import SkipRandomFill
 from hybrid.weights.catalogue import Catalogue
 from hybrid.weights.checkpoints import load_strict, read_checkpoint, write_checkpoint
@@ -21,6 +22,7 @@ from hybrid.weights.find import Resolved
 from restore import load_model
 from restore.loading import build, catalogue
 from restore.models.restoreformer import FAMILY, KEYS, VARIANTS, RestoreFormer, RestoreFormerConfig, matches, read_config
+from restore.training import record
 from tests.restore.parity import SMALL_CASES, draw, fill, largest_difference, load_case
 
 CASES = SMALL_CASES / "restoreformer"
@@ -236,12 +238,84 @@ def test_kinds_are_told_as_far_as_files_tell() -> None:
     norm = "decoder.mid.attn_1.norm2."  # which an auto-encoder never trains
     fresh = {norm + "weight": torch.ones(32), norm + "bias": torch.zeros(32)}
     assert read_config(state | fresh).variant == "rohqd"
-    assert read_config(published(small("restoreformer++")) | fresh).variant == "restoreformer++"
+
+
+@pytest.mark.parametrize("decoder", [(1, 3), (2, 3)])  # no variant's layout, and that of RestoreFormer++
+def test_auto_encoders_of_other_layouts_are_told_by_their_unused_norm(decoder: tuple, tmp_path: Path) -> None:
+    shape = replace(SMALL, variant="rohqd", decoder_attention=decoder)
+    network = RestoreFormer(shape)
+    fresh = {k: v for k, v in network.state_dict().items() if "attn_1.norm2." in k}
+    network.load_state_dict({k: draw(k, list(v.shape), 0) for k, v in network.state_dict().items()} | fresh)
+    state, x = published(network.eval()), faces()
+    assert read_config(state) == replace(shape, num_heads=None, groups=32)
+    torch.save(state, tmp_path / "x.pth")
+    with torch.inference_mode():
+        assert torch.equal(restored(tmp_path / "x.pth", x, num_heads=2, groups=4), network.result(x))
+    with pytest.raises(RequestError, match="as in no published ROHQD, .*Give num_heads"):
+        load_model(tmp_path / "x.pth", device="cpu", groups=4)
+
+
+TINY: dict[str, Any] = {"width": 8, "multipliers": [1, 2, 2, 4], "attention": [3], "latent": 12, "entries": 40, "embed_dim": 6,
+                        "groups": 4}  # fmt: skip
+"""As a recipe gives options: lists, and only what is not the default."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_heads": 2},
+        {"decoder_attention": [3]},
+        {"decoder_attention": [1, 3], "num_heads": 2},
+        {"decoder_attention": [1, 3], "variant": "restoreformer"},
+        {"decoder_attention": [1, 3], "variant": "restoreformer++", "num_heads": 2},
+        {"decoder_attention": [1, 3], "variant": "rohqd"},
+        {"decoder_attention": [1, 3], "variant": "hq-dictionary"},
+        {"decoder_attention": [2, 3], "variant": "restoreformer++"},
+        {"attention": [], "decoder_attention": [3], "num_heads": 2},
+    ],
+    ids=str,
+)
+def test_what_can_be_created_loads_by_what_a_training_writes(options: dict, tmp_path: Path, monkeypatch) -> None:
+    """The same picture, with no option said at loading."""
+    given, x = TINY | options, faces()
+    network = created(FAMILY, given)
+    network.load_state_dict({k: draw(k, list(v.shape), 0) for k, v in network.state_dict().items()})
+    facts = {"recipe": {"network": {"family": "restoreformer", "options": given}, "licence": "CC0-1.0", "task": "face"}}
+    monkeypatch.setattr(record, "write_training", lambda folder, name, save, *_: save(folder / f"{name}.safetensors"))
+    record.write_result(network, facts, tmp_path, "x")
+    with torch.inference_mode():
+        expected = network.half().float().eval().result(x)
+        torch.testing.assert_close(restored(tmp_path / "x.safetensors", x), expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder_attention": [1, 3]}, r"\[1, 3\] needs the variant that has it; if none has, variant or num_heads"),
+        ({"decoder_attention": [1, 3], "num_heads": None}, "if none has, variant or num_heads"),
+        ({"decoder_attention": []}, r"\[\] needs"),
+        ({"decoder_attention": [2, 3], "variant": "restoreformer"}, "needs the variant that has it"),
+        ({"decoder_attention": [2, 3], "num_heads": 2}, "needs the variant that has it"),
+        ({"decoder_attention": [3], "variant": "restoreformer++"}, "needs the variant that has it"),
+    ],
+    ids=str,
+)
+def test_what_would_not_load_again_is_not_created(options: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        created(FAMILY, TINY | options)
+
+
+def test_an_option_without_a_value_is_none(tmp_path: Path) -> None:
+    torch.save(published(RestoreFormer(replace(SMALL, decoder_attention=(1, 3)))), tmp_path / "x.pth")
+    with pytest.raises(RequestError, match="Give num_heads"):
+        load_model(tmp_path / "x.pth", device="cpu", groups=4, num_heads=None)
 
 
 def test_configuration_is_read_back() -> None:
     config = replace(SMALL, variant="restoreformer++", blocks=1, multipliers=(1, 1, 3), attention=(2,), in_channels=1)
-    assert read_config(published(RestoreFormer(config))) == replace(config, num_heads=None, groups=32)
+    state = {key: draw(key, list(value.shape), 0) for key, value in published(RestoreFormer(config)).items()}
+    assert read_config(state) == replace(config, num_heads=None, groups=32)
 
 
 @pytest.mark.parametrize("variant", ["restoreformer", "rohqd", "hq-dictionary"])

@@ -233,7 +233,7 @@ def test_large_sums_stay_in_float32_under_autocast() -> None:
     torch.testing.assert_close(weights, torch.full((1, 1, 2, 2), 0.5))
 
 
-@pytest.mark.parametrize("shape", [(2, 96, 64, 8), (1, 37, 53, 8)])
+@pytest.mark.parametrize("shape", [(2, 96, 64, 8), (1, 37, 53, 8), (1, 211, 101, 8)])
 def test_bfloat16_is_rounded_once_a_piece(shape: tuple[int, ...]) -> None:
     """Against float64 on the same rounded values: rounding of sums over many pixels would grow with their number."""
     torch.manual_seed(0)
@@ -246,3 +246,12 @@ def test_bfloat16_is_rounded_once_a_piece(shape: tuple[int, ...]) -> None:
     logits = torch.einsum("bphi,bphj->bhij", *exact) * temperature
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), logits.softmax(-1), atol=2e-3, rtol=0)
+
+
+def test_pieces_are_many_whatever_the_number_of_pixels() -> None:
+    """One rounding of one large sum would be off by up to 2^-9 of it."""
+    q = torch.randn(1, 16 * 1021, 16).bfloat16()  # no number of pieces from 4 to 16 divides it
+    with torch.inference_mode():
+        found = transposed._inner(q, q)
+    expected = q.double().mT @ q.double()
+    assert ((found - expected).abs().max() / expected.max()).item() < 1.5e-3
