@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medical.loading import save_model
+from medical.models import family
 from medical.models.base import SegmentationCard, SegmentationNetwork
 from medical.protocol import Protocol
 from medical.volumes.geometry import Grid
@@ -52,6 +54,16 @@ def protocol(classes: int = 3, **changes: object) -> Protocol:
         "structures": [{"value": value, "name": f"part {value}"} for value in range(1, classes)],
     }  # fmt: skip
     return Protocol.model_validate(facts | changes)
+
+
+def save_untrained(path: Path, **changes: object) -> Path:
+    """A tiny Swin UNETR for MR that has learnt nothing, with its protocol in the file."""
+    torch.manual_seed(0)
+    network = family("swin_unetr").create(
+        in_channels=1, out_channels=3, feature_size=12, depths=(1, 1), num_heads=(2, 4), window=3
+    )
+    save_model(path, network, protocol=protocol(**{"patch": (16, 16, 16), "orientation": "LPS"} | changes))
+    return path
 
 
 def smooth(*shape: int, seed: int = 0) -> np.ndarray:

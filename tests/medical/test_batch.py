@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import medical as medical_package
 from hybrid.batch.journal import JOURNAL
@@ -15,24 +14,16 @@ from hybrid.batch.work import Tell
 from medical.files.inputs import Job
 from medical.files.outputs import FileSettings
 from medical.files.segment import segment_stages
-from medical.loading import save_model
-from medical.models import family
 from tests.command import Said, files, medical
 from tests.medical.dicom_stubs import pixels, private, series
-from tests.medical.stubs import protocol
+from tests.medical.stubs import save_untrained
 from tests.medical.test_cli_segment import scan
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Swin UNETR that has learnt nothing."""
-    torch.manual_seed(0)
-    network = family("swin_unetr").create(
-        in_channels=1, out_channels=3, feature_size=12, depths=(1, 1), num_heads=(2, 4), window=3
-    )
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(path, network, protocol=protocol(patch=(16, 16, 16), mirror=(0,), orientation="LPS"))
-    return path
+    return save_untrained(tmp_path_factory.mktemp("weights") / "tiny.safetensors", mirror=(0,))
 
 
 FIXED = ("--precision", "float32", "--device", "cpu", "--threads", "1")

@@ -31,7 +31,7 @@ from medical.volumes.label_maps import read_labels, write_labels
 from medical.volumes.volume import read_volume
 from tests.command import Said, files
 from tests.medical.dicom_stubs import pixels, private, series
-from tests.medical.stubs import protocol, smooth
+from tests.medical.stubs import protocol, save_untrained, smooth
 
 KINDS = (".labels.json", ".nii.gz", ".nii.gz.json", "_preview.png", "_report.html", "_statistics.csv", "_statistics.json")
 
@@ -52,13 +52,7 @@ def medical(*arguments: str | Path) -> Said:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Swin UNETR that has learnt nothing, with its protocol in the file."""
-    torch.manual_seed(0)
-    network = family("swin_unetr").create(
-        in_channels=1, out_channels=3, feature_size=12, depths=(1, 1), num_heads=(2, 4), window=3
-    )
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(path, network, protocol=protocol(patch=(16, 16, 16), mirror=(0,), orientation="LPS"))
-    return path
+    return save_untrained(tmp_path_factory.mktemp("weights") / "tiny.safetensors", mirror=(0,))
 
 
 @pytest.fixture(autouse=True)

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from hybrid.errors import InputError
-from medical.loading import save_model
-from medical.models import family
 from medical.segmentation.run import SegmentSettings, segment
 from medical.volumes.modality import other_modality
 from medical.volumes.volume import Volume, stack
 from tests.command import Said, medical
 from tests.medical.dicom_stubs import pixels, private, series
-from tests.medical.stubs import protocol, smooth, volume
+from tests.medical.stubs import protocol, save_untrained, smooth, volume
 from tests.medical.test_cli_segment import scan
 from tests.medical.test_segmentation import thresholds
 
@@ -35,13 +32,7 @@ def of_kind(modality: str | None) -> Volume:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network for MR that has learnt nothing."""
-    torch.manual_seed(0)
-    network = family("swin_unetr").create(
-        in_channels=1, out_channels=3, feature_size=12, depths=(1, 1), num_heads=(2, 4), window=3
-    )
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(path, network, protocol=protocol(patch=(16, 16, 16), orientation="LPS"))
-    return path
+    return save_untrained(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
 
 
 def segmented(*arguments: str | Path) -> Said:

@@ -21,15 +21,13 @@ from hybrid.batch.journal import JOURNAL
 from hybrid.errors import RequestError
 from medical.dicom.deidentification import METHOD, Pseudonyms, deidentified
 from medical.dicom.volume import read_dicom
-from medical.loading import save_model
-from medical.models import family
 from medical.structures import Structure
 from medical.volumes.label_maps import write_labels
 from medical.volumes.volume import read_volume
 from tests.command import Said, medical
 from tests.medical.dicom_stubs import pixels, save, slices_of
 from tests.medical.restoration_stubs import save_nafnet
-from tests.medical.stubs import protocol
+from tests.medical.stubs import save_untrained
 from tests.medical.training_stubs import egg, written
 
 NAMES = {
@@ -80,13 +78,7 @@ def leaks(folder: Path, secrets: tuple[str, ...] = SECRETS + UIDS) -> list[str]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    network = family("swin_unetr").create(
-        in_channels=1, out_channels=3, feature_size=12, depths=(1, 1), num_heads=(2, 4), window=3
-    )
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(path, network, protocol=protocol(patch=(16, 16, 16), mirror=(0,), orientation="LPS"))
-    return path
+    return save_untrained(tmp_path_factory.mktemp("weights") / "tiny.safetensors", mirror=(0,))
 
 
 @pytest.fixture
